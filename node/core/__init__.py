@@ -1,0 +1,1 @@
+"""Sans-IO: messages, ticks and facts in, intentions out."""

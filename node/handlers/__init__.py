@@ -1,0 +1,1 @@
+"""Operations: check, call, answer or park."""

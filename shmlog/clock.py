@@ -1,0 +1,61 @@
+"""The only reader of time.
+
+Two clocks, never mixed: *monotonic* decides every time-out, *wall* only stamps records. Both are int64
+nanoseconds. Everything that decides takes `now` as an argument or a `Clock` in its constructor, so a test
+(later the simulator) can turn it by hand.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+
+class Clock(Protocol):
+    """A source of time."""
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds since an arbitrary start; never goes back; one clock for all processes."""
+        ...
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970-01-01 UTC; may jump."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    __slots__ = ()
+    monotonic_ns = staticmethod(time.monotonic_ns)
+    wall_ns = staticmethod(time.time_ns)
+
+
+class ManualClock:
+    """A clock that a test turns: both faces advance together."""
+
+    def __init__(self, monotonic_ns: int = 0, wall_ns: int = 1_700_000_000 * NS_PER_S) -> None:
+        self._monotonic_ns = monotonic_ns
+        self._wall_ns = wall_ns
+
+    def monotonic_ns(self) -> int:
+        return self._monotonic_ns
+
+    def wall_ns(self) -> int:
+        return self._wall_ns
+
+    def advance(self, ns: int) -> None:
+        """Move both clocks forward by `ns` nanoseconds."""
+        self._monotonic_ns += ns
+        self._wall_ns += ns
+
+
+SYSTEM_CLOCK = SystemClock()
+
+
+def sleep(seconds: float) -> None:
+    """Pause the calling thread: for waits on the outside world that offer nothing to wait on."""
+    time.sleep(seconds)

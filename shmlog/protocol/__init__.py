@@ -1,0 +1,1 @@
+"""Messages as values; knows no socket and no file."""

@@ -1,0 +1,474 @@
+"""What clients and brokers say to each other, as values.
+
+One struct a message; decoding checks types and bounds. `OPERATIONS` names for each operation its request and
+its answer: docs/protocol.md is generated from it. A name is never removed and never changes its meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from shmlog.protocol.header import Big, Octets
+
+PROTOCOL_VERSION = 1
+SIMPLE_RECORDS_MAX = 1000
+SIMPLE_BYTES_MAX = 1 << 20
+REQUEST_BYTES_MAX = 8 << 20  # of batches, in one produce
+FETCH_BYTES_MAX = 16 << 20  # in one answer
+FRAMES_MAX = 2 * 1024 + 2
+
+Int53 = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
+Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Name = Annotated[str, Meta(max_length=1024)]
+TopicIdHex = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?$")]
+HeaderList = list[tuple[str, Octets | None]]
+
+
+class Request(Struct, kw_only=True, omit_defaults=True):
+    """What every request carries. Deadline: `timeout_ms`; freshness: `min_metadata`."""
+
+    op: Name
+    id: Int53
+    timeout_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 30_000
+    min_metadata: Count = 0
+
+
+class Envelope(Request):
+    """A request as far as it can be told before its operation is known."""
+
+    mode: Name = ""
+
+
+class Hello(Request, kw_only=True, omit_defaults=True):
+    """Optional greeting: who says none speaks version 1."""
+
+    versions: tuple[Int32, Int32] = (1, 1)
+    client: Name = ""
+
+
+class HelloAnswer(Struct, kw_only=True):
+    """The version chosen, who answers, and what it can do."""
+
+    id: int
+    error: int = 0
+    version: int
+    software: str
+    cluster: str
+    broker: int
+    incarnation: int
+    ops: list[str]
+    features: list[str]
+    limits: dict[str, int]
+
+
+class Metadata(Request, kw_only=True, omit_defaults=True):
+    """Brokers, topics, leaders; `topics` absent means all."""
+
+    topics: list[Name] | None = None
+    auto_create: bool = False
+
+
+class BrokerInfo(Struct, kw_only=True):
+    """One broker, with the endpoint of the listener that was asked through."""
+
+    broker: int
+    incarnation: int
+    endpoint: str
+    alive: bool
+
+
+class PartitionInfo(Struct, kw_only=True):
+    """Who leads a partition; leader -1: nobody now."""
+
+    partition: int
+    leader: int
+    leader_epoch: int
+    replicas: list[int]
+    isr: list[int]
+
+
+class TopicInfo(Struct, kw_only=True):
+    """A topic as its clients need it; with an error all else is empty."""
+
+    topic: str
+    topic_id: str = ""
+    error: int = 0
+    partitioner: str = ""
+    max_message_bytes: int = 0
+    partitions: list[PartitionInfo] = []
+
+
+class MetadataAnswer(Struct, kw_only=True):
+    """The image at `metadata_offset`."""
+
+    id: int
+    error: int = 0
+    cluster: str
+    controller: int
+    brokers: list[BrokerInfo]
+    topics: list[TopicInfo]
+    metadata_offset: int
+
+
+class ProduceSimple(Request, kw_only=True, omit_defaults=True):
+    """Records as plain frames (key, value, ...) for one partition; the broker builds the batch."""
+
+    mode: Name
+    topic: Name
+    count: Annotated[int, Meta(ge=1, le=SIMPLE_RECORDS_MAX)]
+    partition: Int32 = -1
+    acks: Name = "all"
+    null_keys: list[Count] = []
+    null_values: list[Count] = []
+    timestamps: list[Big] | None = None
+    headers: list[HeaderList] | None = None
+    producer_id: Big = Big(-1)
+    producer_epoch: Annotated[int, Meta(ge=-1, le=32767)] = -1
+    base_sequence: Annotated[int, Meta(ge=-1, lt=1 << 31)] = -1
+    topic_id: TopicIdHex = ""
+    leader_epoch: Int32 = -1
+
+
+class ProduceSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
+    """Where the records are; base_offset -1 at acks "0"."""
+
+    id: int
+    error: int
+    topic: str
+    partition: int
+    base_offset: int
+    append_time: Big
+    log_start: int
+    leader_epoch: int
+
+
+class ProducePartition(Struct, kw_only=True, omit_defaults=True):
+    """Names the partition of one batch."""
+
+    topic: Name
+    partition: Int32
+    topic_id: TopicIdHex = ""
+    leader_epoch: Int32 = -1
+
+
+class ProduceFast(Request, kw_only=True, omit_defaults=True):
+    """One columnar batch a partition, in the order of the entries."""
+
+    mode: Name
+    partitions: list[ProducePartition]
+    acks: Name = "all"
+
+
+class ProduceResult(Struct, kw_only=True):
+    """The fate of one batch."""
+
+    topic: str
+    partition: int
+    error: int = 0
+    base_offset: int
+    append_time: Big
+    log_start: int
+    leader_epoch: int
+
+
+class ProduceFastAnswer(Struct, kw_only=True):
+    """One result per entry, same order; an entry that failed is an error map instead."""
+
+    id: int
+    error: int = 0
+    partitions: list[Any]
+
+
+class FetchSimple(Request, kw_only=True, omit_defaults=True):
+    """Records of one partition as plain frames; `max_bytes` 0 is the wake-up call."""
+
+    mode: Name
+    topic: Name
+    partition: Int32
+    offset: Int53
+    max_bytes: Count = SIMPLE_BYTES_MAX
+    min_bytes: Count = 1
+    max_wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 500
+    topic_id: TopicIdHex = ""
+    leader_epoch: Int32 = -1
+
+
+class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
+    """`count` records from `base_offset`; go on at `next_offset`."""
+
+    id: int
+    error: int
+    topic: str
+    partition: int
+    base_offset: int
+    count: int
+    next_offset: int
+    high_watermark: int
+    log_start: int
+    leader_epoch: int
+    null_keys: list[int]
+    null_values: list[int]
+    timestamps: list[Big]
+    headers: list[HeaderList] | None = None
+
+
+class FetchPartition(Struct, kw_only=True, omit_defaults=True):
+    """Where to read one partition from, and how much of it."""
+
+    topic: Name
+    partition: Int32
+    offset: Int53
+    max_bytes: Count = 1 << 20
+    topic_id: TopicIdHex = ""
+    leader_epoch: Int32 = -1
+
+
+class FetchFast(Request, kw_only=True, omit_defaults=True):
+    """Whole batches of many partitions; `max_bytes` 0 is the wake-up call for whichever comes first."""
+
+    mode: Name
+    partitions: list[FetchPartition]
+    max_bytes: Count = 8 << 20
+    min_bytes: Count = 1
+    max_wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 500
+
+
+class FetchResult(Struct, kw_only=True):
+    """One partition of an answer; a frame follows if bytes > 0."""
+
+    topic: str
+    partition: int
+    error: int = 0
+    bytes: int
+    high_watermark: int
+    log_start: int
+    leader_epoch: int
+
+
+class FetchFastAnswer(Struct, kw_only=True):
+    """Results; an entry that failed is an error map instead. Frames follow in the order of the entries."""
+
+    id: int
+    error: int = 0
+    partitions: list[Any]
+
+
+class OffsetQuestion(Struct, kw_only=True, omit_defaults=True):
+    """timestamp >= 0 ns: first record at or after it; -1: latest; -2: earliest."""
+
+    topic: Name
+    partition: Int32
+    timestamp: Big
+    leader_epoch: Int32 = -1
+
+
+class ListOffsets(Request, kw_only=True, omit_defaults=True):
+    """Offsets by time, or the ends."""
+
+    partitions: list[OffsetQuestion]
+
+
+class OffsetAnswer(Struct, kw_only=True):
+    """offset -1: no such record. `timestamp` -1 where an end was asked for."""
+
+    topic: str
+    partition: int
+    error: int = 0
+    offset: int
+    timestamp: Big
+    last_epoch: int
+
+
+class ListOffsetsAnswer(Struct, kw_only=True):
+    """One entry per question, same order; one that failed is an error map instead."""
+
+    id: int
+    error: int = 0
+    partitions: list[Any]
+
+
+class InitProducer(Request, kw_only=True, omit_defaults=True):
+    """Ask for a producer id."""
+
+
+class InitProducerAnswer(Struct, kw_only=True):
+    """A new id with epoch 0; a client raises its epoch itself."""
+
+    id: int
+    error: int = 0
+    producer_id: Big
+    producer_epoch: int
+
+
+class CreateTopic(Request, kw_only=True, omit_defaults=True):
+    """Make a topic; config names in either spelling, values as numbers, text or booleans."""
+
+    topic: Name
+    partition_count: Int32 = 1
+    replication_factor: Int32 = -1
+    configs: dict[Name, Any] = {}
+    validate_only: bool = False
+
+
+class CreateTopicAnswer(Struct, kw_only=True):
+    """`ready`: every partition has a serving leader."""
+
+    id: int
+    error: int = 0
+    topic_id: str
+    created: bool
+    ready: bool
+    metadata_offset: int
+
+
+class AlterTopic(Request, kw_only=True, omit_defaults=True):
+    """Change a topic's own settings: all or none."""
+
+    topic: Name
+    set: dict[Name, Any] = {}
+    delete: list[Name] = []
+
+
+class AddPartitions(Request, kw_only=True, omit_defaults=True):
+    """Raise the number of partitions to `partition_count`; keys map differently from then on."""
+
+    topic: Name
+    partition_count: Int32
+
+
+class DeleteTopic(Request, kw_only=True, omit_defaults=True):
+    """Remove a topic and its data."""
+
+    topic: Name
+
+
+class ChangeAnswer(Struct, kw_only=True):
+    """The change is committed at `metadata_offset`."""
+
+    id: int
+    error: int = 0
+    metadata_offset: int
+
+
+class DescribeTopic(Request, kw_only=True, omit_defaults=True):
+    """All there is to say of a topic."""
+
+    topic: Name
+
+
+class ConfigValue(Struct, kw_only=True):
+    """A setting as it is in force: `source` is topic, cluster or default."""
+
+    value: Any
+    source: str
+    default: Any
+
+
+class PartitionDescription(Struct, kw_only=True):
+    """One partition, as its leader sees it."""
+
+    partition: int
+    leader: int
+    leader_epoch: int
+    replicas: list[int]
+    isr: list[int]
+    log_start: int
+    high_watermark: int
+    end_offset: int
+
+
+class DescribeTopicAnswer(Struct, kw_only=True):
+    """The object that `shmlog topic describe --json` prints."""
+
+    id: int
+    error: int = 0
+    topic: str
+    topic_id: str
+    partition_count: int
+    replication_factor: int
+    configs: dict[str, ConfigValue]
+    partitions: list[PartitionDescription]
+
+
+class TrimPartition(Struct, kw_only=True, omit_defaults=True):
+    """offset -1: the high watermark."""
+
+    topic: Name
+    partition: Int32
+    offset: Int53
+
+
+class DeleteRecords(Request, kw_only=True, omit_defaults=True):
+    """Raise the log start of partitions: records below `offset` are gone for good."""
+
+    partitions: list[TrimPartition]
+
+
+class TrimResult(Struct, kw_only=True):
+    """The log start in force."""
+
+    topic: str
+    partition: int
+    error: int = 0
+    log_start: int
+
+
+class DeleteRecordsAnswer(Struct, kw_only=True):
+    """One entry per partition asked, same order; one that failed is an error map instead."""
+
+    id: int
+    error: int = 0
+    partitions: list[Any]
+    metadata_offset: int
+
+
+class ErrorAnswer(Struct, kw_only=True, omit_defaults=True):
+    """The answer to a request that failed, or (without id) the entry of a partition that failed."""
+
+    error: int
+    name: str
+    retriable: bool
+    message: str
+    id: int | None = None
+    topic: str | None = None
+    partition: int | None = None
+    leader: int | None = None
+    leader_epoch: int | None = None
+    endpoint: str | None = None
+    log_start: int | None = None
+    high_watermark: int | None = None
+    retry_after_ms: int | None = None
+    versions: tuple[int, int] | None = None
+
+
+class Operation(Struct, frozen=True):
+    """An operation's name (with its mode), request, answer, and how many frames follow the request."""
+
+    name: str
+    request: type[Request]
+    answer: type[Struct]
+    frames: str = "none"
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("hello", ""): Operation("hello", Hello, HelloAnswer),
+    ("metadata", ""): Operation("metadata", Metadata, MetadataAnswer),
+    ("produce", "simple"): Operation(
+        "produce", ProduceSimple, ProduceSimpleAnswer, "two a record: key, value"
+    ),
+    ("produce", "fast"): Operation("produce", ProduceFast, ProduceFastAnswer, "one batch an entry"),
+    ("fetch", "simple"): Operation("fetch", FetchSimple, FetchSimpleAnswer),
+    ("fetch", "fast"): Operation("fetch", FetchFast, FetchFastAnswer),
+    ("list_offsets", ""): Operation("list_offsets", ListOffsets, ListOffsetsAnswer),
+    ("init_producer", ""): Operation("init_producer", InitProducer, InitProducerAnswer),
+    ("create_topic", ""): Operation("create_topic", CreateTopic, CreateTopicAnswer),
+    ("alter_topic", ""): Operation("alter_topic", AlterTopic, ChangeAnswer),
+    ("add_partitions", ""): Operation("add_partitions", AddPartitions, ChangeAnswer),
+    ("delete_topic", ""): Operation("delete_topic", DeleteTopic, ChangeAnswer),
+    ("describe_topic", ""): Operation("describe_topic", DescribeTopic, DescribeTopicAnswer),
+    ("delete_records", ""): Operation("delete_records", DeleteRecords, DeleteRecordsAnswer),
+}
+OPERATION_NAMES = sorted({op for op, _ in OPERATIONS})

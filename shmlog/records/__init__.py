@@ -1,0 +1,1 @@
+"""The record batch: records in, one buffer out, and back."""

@@ -1,0 +1,110 @@
+"""The record batch: the same bytes in the producer, on the wire, in the ring, in the segment and in the reader.
+
+All integers are little endian. Every part begins at a multiple of 8 bytes; padding is zero.
+
+    byte   0 +---------------------------------------+  the broker's half
+             | magic              u32  "SLB1"        |  0 = no batch: the end of a segment or of a ring's lap
+           4 | batch_size         u32  bytes         |  of the whole batch, a multiple of 8
+           8 | body_crc           u32  CRC-32C       |  of bytes 64 .. batch_size
+          12 | leader_epoch       i32                |  stamped by the leader
+          16 | base_offset        i64                |  stamped by the leader
+          24 | append_time        i64  ns, UTC       |  stamped by the leader
+          32 | topic_id           16 bytes           |  partition tag: finds a batch in the wrong place
+          48 | partition          u32                |
+          52 | reserved           8 bytes, zero      |
+          60 | header_crc         u32  CRC-32C       |  of bytes 0 .. 60, made by whoever stamped
+          64 +---------------------------------------+  the producer's half
+             | version            u8   1             |
+          65 | codec              u8                 |  Codec: how the columns are stored
+          66 | flags              u16                |  Flag: which columns there are
+          68 | record_count       u32  >= 1          |
+          72 | last_offset_delta  u32                |  record_count - 1
+          76 | base_sequence      i32  -1 = none     |
+          80 | base_timestamp     i64  ns, UTC       |
+          88 | max_timestamp      i64  ns, UTC       |
+          96 | producer_id        i64  -1 = none     |
+         104 | producer_epoch     i16  -1 = none     |
+         106 | reserved           2 bytes, zero      |
+         108 | value_width        u32  0 = variable  |  > 0: every value has this many bytes, none is null
+         112 | columns_size       u32  bytes         |  of the columns, not compressed, a multiple of 8
+         116 | stored_size        u32  bytes         |  of the columns as stored, before padding
+         120 | reserved           8 bytes, zero      |
+         128 +---------------------------------------+
+             | columns, stored_size bytes            |
+             | padding to a multiple of 8            |
+  batch_size +---------------------------------------+
+
+The columns (after decompression), in this order, each padded to 8 bytes, n = record_count:
+
+    TIMESTAMPS    timestamp deltas   i64[n]        added to base_timestamp; absent: all have base_timestamp
+    KEYS          key positions      i32[n + 1]    rising from 0, into the key bytes; absent: no record has a key
+    KEY_NULLS     key validity       ceil(n/8) B   bit i % 8 of byte i // 8 set = record i has a key
+    (width 0)     value positions    i32[n + 1]    rising from 0, into the value bytes
+    VALUE_NULLS   value validity     ceil(n/8) B   as for keys; never together with value_width > 0
+    HEADERS       header positions   i32[n + 1]    rising from 0, into the header bytes
+    KEYS          key bytes          key positions[n] bytes
+                  value bytes        value positions[n] bytes, or n * value_width
+    HEADERS       header bytes       header positions[n] bytes; per header of a record:
+                                     u16 name size, i32 value size (-1 = null), name (UTF-8), value
+
+A null takes no bytes in its column. Positions are Arrow's "offsets" (columnar format, variable-size binary);
+here they are called positions, because an offset is a place in the log.
+
+Two checksums, because two parties write: the leader stamps its half without touching the producer's. The
+body CRC lies under the header CRC, so one header CRC vouches for offset, epoch, tag and content together.
+Neither CRC is trusted for layout: sizes and extents are checked against each other before use.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+MAGIC = 0x31424C53  # b"SLB1"
+VERSION = 1
+HEADER_SIZE = 128
+BROKER_HALF_SIZE = 64
+HEADER_CRC_END = 60  # the header CRC covers bytes 0 .. 60
+ALIGNMENT = 8
+
+BROKER_HALF = struct.Struct("<IIIiqq16sI8xI")
+PRODUCER_HALF = struct.Struct("<BBHIIiqqqhxxIII8x")
+assert BROKER_HALF.size == BROKER_HALF_SIZE
+assert PRODUCER_HALF.size == HEADER_SIZE - BROKER_HALF_SIZE
+
+RECORD_HEADER = struct.Struct("<Hi")  # name size, value size (-1 = null)
+
+# Limits, checked before anything is allocated.
+BATCH_SIZE_MAX = 8 << 20  # a produce request holds no more
+COLUMNS_SIZE_MAX = 256 << 20
+RECORD_HEADERS_MAX = 64
+HEADER_NAME_SIZE_MAX = 255
+SEQUENCE_END = 1 << 31  # sequences count 0 .. 2^31 - 1 and wrap to 0
+NO_TOPIC_ID = bytes(16)
+
+
+class Codec(enum.IntEnum):
+    """How the columns are stored."""
+
+    NONE = 0
+    GZIP = 1
+    LZ4 = 2
+    ZSTD = 3
+
+
+class Flag(enum.IntFlag):
+    """Which columns a batch has. Any other bit makes the batch invalid."""
+
+    TIMESTAMPS = 1
+    KEYS = 2
+    KEY_NULLS = 4
+    VALUE_NULLS = 8
+    HEADERS = 16
+
+
+FLAGS_KNOWN = int(Flag.TIMESTAMPS | Flag.KEYS | Flag.KEY_NULLS | Flag.VALUE_NULLS | Flag.HEADERS)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to the alignment of every part, in bytes."""
+    return (size + 7) & ~7

@@ -1,0 +1,1 @@
+"""The hot window of a partition in shared memory: moves opaque batches."""
