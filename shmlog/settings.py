@@ -1,0 +1,343 @@
+"""Each setting once: name, unit, default, bounds, meaning.
+
+Two spellings of one name. *Native* (Python, command line, cluster.toml, wire): `_` for `.`, a final `.ms`
+dropped; values are human ("7d", "64MiB") or integers in the setting's unit. *Kafka's* (accepted where a
+setting is given by name): `segment.bytes`, integers in Kafka's unit, which here is the same.
+
+A setting that Kafka or a later version knows, but this one has not built, is refused by name; nothing is
+accepted without effect.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from shmlog.errors import InvalidConfig
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|h|d)")
+_DURATION_NS = {
+    "ns": 1,
+    "us": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86400 * 10**9,
+}
+_SIZE_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "64MiB", "1 GB" or a plain number. Raises InvalidConfig."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    match = _SIZE.fullmatch(str(text).strip())
+    if not match:
+        raise InvalidConfig(f"not a size: {text!r}; write 1048576, 64MiB or 1GB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _SIZE_POWER[unit.lower()])
+
+
+def parse_duration_ns(text: str) -> int:
+    """Nanoseconds of "5ms", "7d" or "1h30m". Raises InvalidConfig."""
+    squeezed = text.replace(" ", "")
+    parts = _DURATION.findall(squeezed)
+    if not parts or "".join(n + u for n, u in parts) != squeezed:
+        raise InvalidConfig(f"not a duration: {text!r}; write 250us, 5ms, 30s, 1h30m or 7d")
+    return sum(int(float(number) * _DURATION_NS[unit]) for number, unit in parts)
+
+
+def format_size(size: int) -> str:
+    """A size for people: "64 MiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def format_duration_ns(ns: int) -> str:
+    """A duration for people: "7d", "1.5s", "250us"."""
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        if abs(ns) >= _DURATION_NS[unit]:
+            return f"{ns / _DURATION_NS[unit]:.3g}{unit}"
+    return f"{ns}ns"
+
+
+def duration_ms(value: Any) -> int:
+    """Milliseconds: an integer as it is (the unit of names that end in .ms), or text such as "100ms"."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"-?\d+", text):
+            return int(text)
+        return parse_duration_ns(text) // 10**6
+    raise InvalidConfig(f"not a duration: {value!r}")
+
+
+def size_bytes(value: Any) -> int:
+    """Bytes: an integer, or text such as "64MiB"."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise InvalidConfig(f"not a size: {value!r}")
+    return parse_size(value)
+
+
+def integer(value: Any) -> int:
+    """A whole number, or its text."""
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value).strip()):
+        raise InvalidConfig(f"not a whole number: {value!r}")
+    return int(value)
+
+
+def boolean(value: Any) -> bool:
+    """true or false, or their text."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise InvalidConfig(f"not true or false: {value!r}")
+
+
+def name(value: Any) -> str:
+    """Text."""
+    if not isinstance(value, str):
+        raise InvalidConfig(f"not text: {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting. `kafka` is Kafka's spelling; bounds are inclusive, in the parsed unit."""
+
+    kafka: str
+    parse: Callable[[Any], Any]
+    default: Any
+    meaning: str
+    low: int | None = None
+    high: int | None = None
+    choices: tuple[str, ...] = ()
+    extra: tuple[int, ...] = ()  # values outside the bounds that are allowed too
+    live: bool = True
+
+    @property
+    def native(self) -> str:
+        """The native spelling."""
+        return native_name(self.kafka)
+
+    def check(self, value: Any) -> Any:
+        """The parsed value. Raises InvalidConfig naming the setting and its bounds."""
+        try:
+            parsed = self.parse(value)
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{self.native}: {error}", setting=self.native) from None
+        if self.choices and parsed not in self.choices:
+            allowed = " or ".join(self.choices)
+            raise InvalidConfig(f"{self.native} = {value!r}: must be {allowed}")
+        below = self.low is not None and parsed < self.low
+        above = self.high is not None and parsed > self.high
+        if (below or above) and parsed not in self.extra:
+            raise InvalidConfig(
+                f"{self.native} = {value!r}: must be {self._bounds()}", setting=self.native
+            )
+        return parsed
+
+    def _bounds(self) -> str:
+        text = f"{self.low}..{self.high}" if self.high is not None else f">= {self.low}"
+        return " or ".join([*map(str, self.extra), text])
+
+
+def native_name(kafka: str) -> str:
+    """Kafka's spelling to the native one: `segment.ms` is `segment_age` by exception."""
+    if kafka == "segment.ms":
+        return "segment_age"
+    return kafka.removesuffix(".ms").replace(".", "_")
+
+
+TOPIC_SETTINGS: dict[str, Setting] = {
+    s.native: s
+    for s in (
+        Setting(
+            kafka="durability",
+            parse=name,
+            default="os",
+            choices=("os", "disk"),
+            meaning="a batch counts as stored when it is written (os) or synced (disk)",
+        ),
+        Setting(
+            kafka="sync.interval.ms",
+            parse=duration_ms,
+            default=100,
+            low=10,
+            high=60_000,
+            meaning="at durability os: how often what was written is synced in the background",
+        ),
+        Setting(
+            kafka="segment.bytes",
+            parse=size_bytes,
+            default=64 * MIB,
+            low=64 * KIB,
+            high=GIB,
+            meaning="a new segment file begins before this size is exceeded",
+        ),
+        Setting(
+            kafka="index.interval.bytes",
+            parse=size_bytes,
+            default=4096,
+            low=512,
+            high=MIB,
+            meaning="one index entry per so many bytes of log; at the next roll",
+        ),
+        Setting(
+            kafka="max.message.bytes",
+            parse=size_bytes,
+            default=MIB,
+            low=KIB,
+            high=8 * MIB,
+            meaning="largest stored batch, header included",
+        ),
+        Setting(
+            kafka="max.uncompressed.bytes",
+            parse=size_bytes,
+            default=16 * MIB,
+            low=KIB,
+            high=256 * MIB,
+            meaning="largest batch body once decompressed; at least max.message.bytes",
+        ),
+        Setting(
+            kafka="message.timestamp.type",
+            parse=name,
+            default="CreateTime",
+            choices=("CreateTime", "LogAppendTime"),
+            meaning="whose time a record carries: the producer's or the broker's",
+        ),
+        Setting(
+            kafka="message.timestamp.after.max.ms",
+            parse=duration_ms,
+            default=3_600_000,
+            low=0,
+            meaning="a record may lie so far in the future of the broker's clock",
+        ),
+        Setting(
+            kafka="ring.bytes",
+            parse=size_bytes,
+            default=8 * MIB,
+            low=256 * KIB,
+            high=GIB,
+            extra=(0,),
+            meaning="the partition's window in shared memory; 0 = none; at the next ring",
+        ),
+    )
+}
+
+CLUSTER_SETTINGS: dict[str, Setting] = {
+    s.native: s
+    for s in (
+        Setting(
+            kafka="auto.create.topics",
+            parse=boolean,
+            default=False,
+            meaning="a producer's first use of a topic creates it, with the defaults",
+        ),
+        Setting(
+            kafka="producer.id.expiration.ms",
+            parse=duration_ms,
+            default=86_400_000,
+            low=1000,
+            meaning="a producer's sequence state is dropped after so long without a batch",
+        ),
+        Setting(
+            kafka="ring.budget.bytes",
+            parse=size_bytes,
+            default=-1,
+            low=0,
+            extra=(-1,),
+            meaning="shared memory for the rings of one broker; -1 = its share of half of /dev/shm",
+        ),
+        Setting(
+            kafka="request.memory.bytes",
+            parse=size_bytes,
+            default=64 * MIB,
+            low=16 * MIB,
+            meaning="admitted but unanswered requests of one broker; above it BUSY",
+        ),
+    )
+}
+
+# Known to Kafka's users or to a later version: refused by name, with this reason.
+NOT_BUILT = frozenset(
+    native_name(k)
+    for k in (
+        "min.insync.replicas cleanup.policy retention.ms retention.bytes segment.ms partitioner "
+        "min.cleanable.dirty.ratio min.compaction.lag.ms max.compaction.lag.ms delete.retention.ms "
+        "unclean.leader.election ring.mode replication.factor compression.type "
+        "retention.check.ms replica.lag.time.max.ms recovery.wait.ms disk.budget.bytes "
+        "disk.reserve.bytes max.clients broker.heartbeat.ms broker.hang.timeout.ms fence.kill "
+        "lane.bytes"
+    ).split()
+)
+
+
+def resolve(key: str, table: Mapping[str, Setting]) -> Setting:
+    """The setting of either spelling. Raises InvalidConfig with the nearest name."""
+    native = native_name(key) if "." in key else key
+    if native in table:
+        return table[native]
+    if native in NOT_BUILT:
+        raise InvalidConfig(f"{key} is known, but not built in this version", setting=key)
+    near = difflib.get_close_matches(native, table, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(table))}"
+    raise InvalidConfig(f"unknown setting {key!r}{hint}", setting=key)
+
+
+def check_all(values: Mapping[str, Any], table: Mapping[str, Setting]) -> dict[str, Any]:
+    """Every name resolved and every value parsed and bounded; {native name: value}."""
+    return {(s := resolve(key, table)).native: s.check(value) for key, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicConfig:
+    """The settings in force for a topic; meanings and bounds in TOPIC_SETTINGS."""
+
+    durability: str = TOPIC_SETTINGS["durability"].default
+    sync_interval: int = TOPIC_SETTINGS["sync_interval"].default
+    segment_bytes: int = TOPIC_SETTINGS["segment_bytes"].default
+    index_interval_bytes: int = TOPIC_SETTINGS["index_interval_bytes"].default
+    max_message_bytes: int = TOPIC_SETTINGS["max_message_bytes"].default
+    max_uncompressed_bytes: int = TOPIC_SETTINGS["max_uncompressed_bytes"].default
+    message_timestamp_type: str = TOPIC_SETTINGS["message_timestamp_type"].default
+    message_timestamp_after_max: int = TOPIC_SETTINGS["message_timestamp_after_max"].default
+    ring_bytes: int = TOPIC_SETTINGS["ring_bytes"].default
+
+    def __post_init__(self) -> None:
+        if self.ring_bytes and self.ring_bytes < 4 * self.max_message_bytes:
+            raise InvalidConfig(
+                f"ring_bytes = {self.ring_bytes}: must be 0 or at least 4 x max_message_bytes "
+                f"({self.max_message_bytes})"
+            )
+        if self.max_uncompressed_bytes < self.max_message_bytes:
+            raise InvalidConfig(
+                f"max_uncompressed_bytes = {self.max_uncompressed_bytes}: must be at least "
+                f"max_message_bytes ({self.max_message_bytes})"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """The settings in force for the cluster; meanings and bounds in CLUSTER_SETTINGS."""
+
+    auto_create_topics: bool = CLUSTER_SETTINGS["auto_create_topics"].default
+    producer_id_expiration: int = CLUSTER_SETTINGS["producer_id_expiration"].default
+    ring_budget_bytes: int = CLUSTER_SETTINGS["ring_budget_bytes"].default
+    request_memory_bytes: int = CLUSTER_SETTINGS["request_memory_bytes"].default
+
+
+assert {f.name for f in fields(TopicConfig)} == set(TOPIC_SETTINGS)
+assert {f.name for f in fields(ClusterConfig)} == set(CLUSTER_SETTINGS)
