@@ -4,12 +4,12 @@
       cluster.toml      format, cluster id, broker ids, defaults of topics and settings
       run/              broker-N.json supervisor.json   who lives (registry.py)
                         broker-N.sock supervisor.sock   where they listen
-                        broker-N.shm                    names of its shared memory, for after its death
+                        broker-N.shm                    names of its shared memory
                         broker-N.log supervisor.log     of detached processes
       broker-N/         data, `lock`, `incarnation`
 
 A directory that other users may write to, or that belongs to somebody else, is refused: whoever may
-enter it may do everything. A cluster is found by option, then environment, then the one `shmlog dev`
+enter it may do everything. A cluster is found by option, then environment, then the `shmlog dev`
 that this user runs; two candidates are an error, never a guess.
 """
 

@@ -1,8 +1,8 @@
 """Files whose lock tells that their owner lives.
 
 A *registration* is a JSON file that is written to a temporary name, locked with flock, renamed, and
-kept locked while its process lives. So a reader never sees half a file, and a free lock is a proof of
-death: the kernel frees it whatever killed the process, while a pid may belong to somebody else by now.
+kept locked while its process lives. So a reader never sees half a file, and a free lock is a proof
+of death: the kernel frees it whatever killed the process, while a pid may have a new owner by now.
 
 Invariants:
 
