@@ -5,10 +5,10 @@
         +----------------- death ----------------+
     any --death while stopping, or exit code 2 or 7--> stopped
 
-A child has a session of its own, so that a Ctrl-C at the terminal reaches only the supervisor. When one
-dies, its registration is stamped with the time and its shared memory is unlinked at once, by its list:
-nothing in a dead incarnation's rings matters. The pause before the next start doubles from 100 ms to 1 s
-and begins anew after 10 s of life.
+A child has a session of its own, so that a Ctrl-C at the terminal reaches only the supervisor.
+When one dies, its registration is stamped with the time and its shared memory is unlinked at once,
+by its list: nothing in a dead incarnation's rings matters. The pause before the next start doubles
+from 100 ms to 1 s and begins anew after 10 s of life.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""The supervisor: `python -P -m node.supervisor --dir DIR`. Starts a cluster's brokers and keeps them up.
+"""The supervisor (`python -P -m node.supervisor --dir DIR`): starts brokers and keeps them up.
 
-One thread, one poll loop over: the control socket, the death of each broker (pidfd), the death of the owner
-(`--owner-pid`), and stop requests from signals. It holds no data: when it is killed the brokers live on,
-and until they are stopped with `shmlog down` no other supervisor starts on the directory.
+One thread, one poll loop over: the control socket, the death of each broker (pidfd), the death of
+the owner (`--owner-pid`), and stop requests from signals. It holds no data: when it is killed the
+brokers live on, and until they are stopped with `shmlog down` no other supervisor starts on the
+directory.
 
-It ends with 0 when it was stopped, with 2 if it may not start (configuration, somebody lives there), and,
-when no broker is left to be started again, with the exit code of the last one that gave up.
+It ends with 0 when it was stopped, with 2 if it may not start (configuration, somebody lives
+there), and, when no broker is left to be started again, with the exit code of the last one that
+gave up.
 
-It owns the one zmq socket of `node` beside the brokers' wire: a ROUTER for control (shmlog.control says what
-is asked), so small that it answers in line.
+It owns the one zmq socket of `node` beside the brokers' wire: a ROUTER for control (shmlog.control
+says what is asked), so small that it answers in line.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def broker_command(path: Path, broker: int) -> list[str]:
 
 
 def print_event(event: Event) -> None:
-    """One line on standard error: text on a terminal, else JSON. A reader that is gone is no reason to end."""
+    """One line on standard error: text on a terminal, else JSON. A lost reader ends nothing."""
     text = event_text(event) if sys.stderr.isatty() else json.dumps(event)
     try:
         sys.stderr.write(text + "\n")
@@ -159,7 +161,7 @@ class Supervisor:
             return 0
         return max(child.exit_code for child in self._children)
 
-    # -- the loop -----------------------------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------------------
 
     def _loop(self, socket: zmq.Socket[bytes]) -> None:
         if not self._reason:
@@ -221,7 +223,7 @@ class Supervisor:
             due.append(self._stop_since_ns + STOP_GRACE_NS)
         return max(0, -(-(min(due) - now_ns) // NS_PER_MS)) if due else None
 
-    # -- control ------------------------------------------------------------------------------------
+    # -- control ------------------------------------------------------------------------------
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         identity, *frames = socket.recv_multipart()

@@ -6,8 +6,8 @@
         for record in log.consume("orders", start="earliest", stop="latest"):
             print(record.offset, record.key, record.value)
 
-The face is lazy (PEP 562): a name is imported when it is first used, so that `import shmlog` and the
-command line's help cost nothing that they do not need.
+The face is lazy (PEP 562): a name is imported when it is first used, so that `import shmlog` and
+the command line's help cost nothing that they do not need.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """What a supervisor is asked and says: its control socket's messages, its events, and how to ask.
 
-Framing is that of the brokers: one multipart message `[header][frame]...`, the header a map with names.
+Framing is that of the brokers: one multipart message `[header][frame]...`, the header a map with
+names.
 
     {"op":"status","id":1}  ->  {"id":1,"error":0,"brokers":[{"broker","pid","state","restarts"}]}
     {"op":"down","id":2}    ->  the same, once every broker has ended
 
-Events are one JSON object a line on the supervisor's standard error: {"event": ..., "broker": ..., ...}.
+Events are one JSON object a line on the supervisor's standard error: {"event": ..., ...}.
 
-`ask` is a zmq owner of its own, apart from the client's: one request, one answer, one socket that lives as
-long as the call; it waits for the answer or for the supervisor's death, whichever comes first.
+`ask` is a zmq owner of its own, apart from the client's: one request, one answer, one socket that
+lives as long as the call; it waits for the answer or for the supervisor's death, whichever comes
+first.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ from shmlog import process
 from shmlog.directory import SupervisorEntry
 from shmlog.errors import BrokerGone, RequestTimedOut, from_wire
 from shmlog.protocol.header import Codec, decode, encode
-
-_READABLE = 1  # zmq.POLLIN
 
 
 class State(enum.StrEnum):
@@ -76,9 +76,9 @@ def ask(supervisor: SupervisorEntry, op: str, timeout_s: float) -> StatusAnswer:
         socket.connect(supervisor.endpoints["control"])
         socket.send_multipart([encode({"op": op, "id": 1}, Codec.JSON)])
         poller = zmq.Poller()
-        poller.register(socket, _READABLE)
-        poller.register(death, _READABLE)
-        events = poller.poll(timeout_s * 1000)
+        poller.register(socket, zmq.POLLIN)
+        poller.register(death, zmq.POLLIN)
+        events = poller.poll(int(timeout_s * 1000))
         if not socket.poll(0):  # an answer counts even if the supervisor has ended since
             who = f"the supervisor (pid {supervisor.pid})"
             if events:
