@@ -130,13 +130,14 @@ class Metadata:
         except DiskFull as error:
             raise DiskFull(f"metadata log: {error}") from None
 
-    def synced(self) -> None:
-        """The open change is on disk: apply it, publish the image, answer."""
+    def synced(self, published: Callable[[], None] = lambda: None) -> None:
+        """The open change is on disk: apply it, let whoever follows the image do so, answer."""
         assert self._open is not None
         assert self.log.synced_end_offset == self.log.log_end_offset
         records, done = self._open
         self._open = None
         self.image = apply(self.image, records, self.log.log_end_offset)
+        published()
         done(self.image.offset, None)
 
     def commit_now(self, plan: Plan) -> None:

@@ -38,6 +38,7 @@ from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
 from shmlog.records.compression import available
 from shmlog.records.layout import HEADER_SIZE, Codec
+from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
 from shmlog.ring.writer import RingWriter
 from shmlog.settings import TopicConfig
@@ -83,7 +84,8 @@ class Partition:
             durability=config.durability,
         )
         self.ring: RingWriter | None = None
-        self.ring_state = "none"  # none, asked, ring, heap, off
+        self.memory: SharedMemory | None = None
+        self.ring_state = "none"  # none, asked, ring, off
         self.next_offset = log.log_end_offset
         self._reader: RingReader | None = None
         self._clock = clock
@@ -285,10 +287,11 @@ class Partition:
 
     # -- ring -----------------------------------------------------------------------------------------
 
-    def attach_ring(self, ring: RingWriter, reader: RingReader, state: str) -> None:
+    def attach_ring(self, ring: RingWriter, reader: RingReader, memory: SharedMemory) -> None:
         """Use a fresh ring from the next append on. Between turns only."""
         assert not self._pending
-        self.ring, self._reader, self.ring_state = ring, reader, state
+        self.ring, self._reader, self.memory = ring, reader, memory
+        self.ring_state = "ring"
 
     def detach_ring(self) -> None:
         """Stop using the ring: readers see it sealed and go to the socket."""
@@ -296,7 +299,7 @@ class Partition:
             self.ring.seal()
         if self._reader is not None:
             self._reader.close()
-        self.ring = self._reader = None
+        self.ring = self._reader = self.memory = None
         self._unsettled.clear()
 
     def trim(self, offset: int) -> list[object]:

@@ -125,7 +125,7 @@ def handle(context: Context, exchange: Exchange, request: Request, frames: list[
     """Run a request's handler, now or once the image is new enough."""
     if request.min_metadata > context.metadata.image.offset:
         waiter = _MetadataWait(context, exchange, request, frames)
-        threshold = ((context, METADATA), request.min_metadata)
+        threshold = (("image", METADATA), request.min_metadata)
         context.purgatory.wait(waiter, [threshold], exchange.deadline_ns)
         return
     try:
