@@ -54,6 +54,10 @@ class Workers(Protocol):
         """The jobs that have finished since the last call."""
         ...
 
+    def wake(self) -> None:
+        """Make `fileno` readable once; may be called from a signal handler."""
+        ...
+
     def close(self) -> None:
         """Run what is queued, then end the threads."""
         ...
@@ -97,6 +101,9 @@ class ThreadWorkers:
         while self._done:
             finished.append(self._done.popleft())
         return finished
+
+    def wake(self) -> None:
+        os.eventfd_write(self._eventfd, 1)
 
     def close(self) -> None:
         for lane in self._lanes:
