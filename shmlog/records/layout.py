@@ -78,6 +78,7 @@ assert BROKER_HALF.size == BROKER_HALF_SIZE
 assert PRODUCER_HALF.size == HEADER_SIZE - BROKER_HALF_SIZE
 
 # Parts of the header, to be packed or unpacked at their own position.
+START = struct.Struct("<II")  # from 0: magic, batch_size
 RESERVED = struct.Struct("<52xQ46xH12xQ")  # from 0: the three reserved fields
 STAMP = struct.Struct("<iqq16sI8x")  # from STAMP_POSITION: leader_epoch .. partition
 STAMP_POSITION = 12
