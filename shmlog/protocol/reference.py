@@ -1,16 +1,10 @@
-"""The reference tables of docs/protocol.md, generated from the message definitions.
-
-`python -m shmlog.protocol.reference docs/protocol.md` rewrites the parts between the markers
-`<!-- generated: NAME -->` and `<!-- end -->`; a test fails when they are out of date.
-"""
+"""The reference tables of docs/protocol.md, generated from the message definitions (docs/generate.py)."""
 
 from __future__ import annotations
 
-import re
-import sys
 import types
 import typing
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,7 +14,6 @@ from shmlog.protocol.header import Big, Octets
 from shmlog.protocol.messages import OPERATIONS, Operation, Request
 from shmlog.settings import CLUSTER_SETTINGS, TOPIC_SETTINGS, Setting
 
-_MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _NAMES = {int: "int", str: "text", bool: "bool", bytes: "bytes", Big: "big", Octets: "bytes", Any: "any"}
 
 
@@ -135,20 +128,9 @@ def cluster_settings() -> str:
     return _settings(CLUSTER_SETTINGS)
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[], str]] = {
     "operations": operations,
     "errors": errors,
     "topic-settings": topic_settings,
     "cluster-settings": cluster_settings,
 }
-
-
-def render(text: str) -> str:
-    """`text` with every generated part made anew."""
-    return _MARKED.sub(lambda m: f"{m[1]}\n{SECTIONS[m[2]]()}\n{m[3]}", text)
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        page = Path(name)
-        page.write_text(render(page.read_text()))
