@@ -37,9 +37,7 @@ class Admin:
     RequestTimedOut after `timeout` (default 60 s).
     """
 
-    def __init__(
-        self, where: Where = None, *, timeout: Duration = API_TIMEOUT_NS / 1e9
-    ) -> None:
+    def __init__(self, where: Where = None, *, timeout: Duration = API_TIMEOUT_NS / 1e9) -> None:
         self._timeout_ns = duration_ns(timeout, "timeout")
         self._engine = Engine(where)
 

@@ -112,7 +112,9 @@ class Engine:
                 raise error
             return outcomes[0].answer
 
-    def refresh(self, topics: Sequence[str] | None, timeout_ns: int = API_TIMEOUT_NS) -> MetadataAnswer:
+    def refresh(
+        self, topics: Sequence[str] | None, timeout_ns: int = API_TIMEOUT_NS
+    ) -> MetadataAnswer:
         """Metadata of some or (None) all topics, kept in the cache."""
         wanted = None if topics is None else list(topics)
         answer: MetadataAnswer = self.ask(Metadata(op="metadata", id=0, topics=wanted), timeout_ns)

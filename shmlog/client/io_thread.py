@@ -71,7 +71,9 @@ class IoThread(threading.Thread):
     ) -> None:
         super().__init__(name="shmlog-producer", daemon=True)
         self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)  # room in the buffer, news of a topic, the end
+        self.changed = threading.Condition(
+            self.lock
+        )  # room in the buffer, news of a topic, the end
         self.accumulator = accumulator
         self.topics: dict[str, TopicState] = {}
         self.topic_errors: dict[str, ShmlogError] = {}

@@ -22,7 +22,7 @@ from shmlog.client.arguments import Duration, duration_ns, optional_ns, size_in
 from shmlog.client.bootstrap import Where, discoverer
 from shmlog.client.delivery import Deliveries, Delivery, RecordMeta, wait_done
 from shmlog.client.io_thread import IoThread, TopicState
-from shmlog.client.serde import Serde, raw
+from shmlog.serde import Serde, raw
 from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import (
     BufferFull,
@@ -238,7 +238,9 @@ class Producer:
         """
         array = np.asarray(array)
         if array.ndim != 1 or array.dtype.hasobject or not array.dtype.itemsize:
-            raise InvalidRecord(f"an array of shape {array.shape} and dtype {array.dtype}: give 1-D items")
+            raise InvalidRecord(
+                f"an array of shape {array.shape} and dtype {array.dtype}: give 1-D items"
+            )
         width = array.dtype.itemsize
         state = self._topics.get(topic) or self._learn(topic)
         queue = self._queue_for(state, partition)
@@ -369,7 +371,9 @@ class Producer:
             raise self._refusal
 
         def room() -> bool:
-            return accumulator.buffered + size <= accumulator.buffer_bytes or not accumulator.buffered
+            return (
+                accumulator.buffered + size <= accumulator.buffer_bytes or not accumulator.buffered
+            )
 
         if not room() and self._io.asleep:
             self._io.asleep = False
@@ -493,7 +497,9 @@ class Producer:
             for batch in waiting:
                 left_ns = None if deadline_ns is None else max(deadline_ns - now(), 0)
                 if not wait_done(batch, left_ns):
-                    raise RequestTimedOut(f"flush: {len(waiting)} batches, not all have their ack yet")
+                    raise RequestTimedOut(
+                        f"flush: {len(waiting)} batches, not all have their ack yet"
+                    )
         finally:
             with self._lock:
                 self._accumulator.flushing -= 1
@@ -532,7 +538,9 @@ def _checked_headers(headers: Headers) -> Headers:
         checked = [(str(name), None if v is None else bytes(v)) for name, v in headers]
     except (TypeError, ValueError) as error:
         raise InvalidRecord(f"headers are pairs of text and bytes: {error}") from None
-    if len(checked) > RECORD_HEADERS_MAX or any(not 1 <= len(n.encode()) <= 255 for n, _ in checked):
+    if len(checked) > RECORD_HEADERS_MAX or any(
+        not 1 <= len(n.encode()) <= 255 for n, _ in checked
+    ):
         raise InvalidRecord(
             f"a record has at most {RECORD_HEADERS_MAX} headers, with names of 1 to 255 bytes"
         )
