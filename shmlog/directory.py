@@ -244,6 +244,23 @@ def create_cluster(
     return load_cluster(path)
 
 
+def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
+    """Load the cluster, or make it on first use (with one broker, if no number is given).
+
+    Raises: InvalidConfig: as `create_cluster` and `load_cluster`, or another number of brokers.
+    """
+    if not cluster_file(path).exists():
+        return create_cluster(path, 1 if brokers is None else brokers)
+    cluster = load_cluster(path)
+    if brokers is not None and brokers != len(cluster.brokers):
+        raise InvalidConfig(
+            f"{path} is a cluster of {len(cluster.brokers)}, not of {brokers}: leave -n out, or "
+            "choose another --dir"
+        )
+    run_dir(path).mkdir(mode=0o700, exist_ok=True)
+    return cluster
+
+
 def load_cluster(path: Path) -> ClusterFile:
     """Read and check `cluster.toml`.
 

@@ -7,7 +7,6 @@ show.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -87,16 +86,24 @@ class Background:
         return kind(f"{text}{self._tail()}")
 
     def _tail(self) -> str:
-        """The last lines that are for people, of brokers and supervisor."""
-        files = [self._log, *sorted(directory.run_dir(self.path).glob("broker-*.log"))]
-        text = ""
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):
-                start = self._position if file == self._log else 0
-                content = file.read_bytes()[start:][-_TAIL_BYTES:].decode(errors="replace")
-                lines = [x for x in content.splitlines() if x and not x.startswith('{"event"')]
-                text += "".join(f"\n  {file.name}: {line}" for line in lines[-10:])
-        return text
+        return log_tail(self.path, self._position)
+
+    def stop(self) -> None:
+        """Stop it and its brokers; it kills those that do not stop by themselves."""
+        process.kill(self.process.pid, signal.SIGTERM)
+        self.process.wait()
+
+
+def log_tail(path: Path, supervisor_position: int) -> str:
+    """The last lines for people in the logs of brokers and supervisor, the latter from a
+    position.""" log = directory.supervisor_log(path) text = "" for file in (log,
+    *sorted(directory.run_dir(path).glob("broker-*.log"))):
+        if file.exists():
+            content = file.read_bytes()[supervisor_position if file == log else 0 :]
+            lines = content[-_TAIL_BYTES:].decode(errors="replace").splitlines()
+            shown = [line for line in lines if line and not line.startswith('{"event"')]
+            text += "".join(f"\n  {file.name}: {line}" for line in shown[-10:])
+    return text
 
 
 def _private(file: str, flags: int) -> int:
