@@ -95,9 +95,10 @@ class Background:
 
 
 def log_tail(path: Path, supervisor_position: int) -> str:
-    """The last lines for people in the logs of brokers and supervisor, the latter from a
-    position.""" log = directory.supervisor_log(path) text = "" for file in (log,
-    *sorted(directory.run_dir(path).glob("broker-*.log"))):
+    """The last lines for people in the logs of brokers and supervisor (this one from a position)."""
+    log = directory.supervisor_log(path)
+    text = ""
+    for file in (log, *sorted(directory.run_dir(path).glob("broker-*.log"))):
         if file.exists():
             content = file.read_bytes()[supervisor_position if file == log else 0 :]
             lines = content[-_TAIL_BYTES:].decode(errors="replace").splitlines()

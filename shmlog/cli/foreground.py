@@ -96,8 +96,9 @@ class _Dev:
         event = json.loads(line)
         kind = event["event"]
         if kind == "ready":
-            self._say(f"  {control.event_text(event)}" if self._waiting else _INDENT +
-            _ready(event)) if self._waiting:
+            again = f"{_INDENT}broker {event['broker']} (pid {event['pid']}) ready again"
+            self._say(f"  {control.event_text(event)}" if self._waiting else again)
+            if self._waiting:
                 self._waiting -= 1
                 if not self._waiting:
                     self._all_ready()
@@ -116,6 +117,3 @@ class _Dev:
         ending = "stops the brokers" if self._keep else "stops the brokers and removes everything"
         self._say(f"Ctrl-C {ending}.")
 
-
-def _ready(event: dict[str, int]) -> str:
-    return f"broker {event['broker']} (pid {event['pid']}) ready, incarnation {event['incarnation']}"

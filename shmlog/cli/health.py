@@ -55,11 +55,12 @@ def ask(where: str | None, timeout_s: float) -> Health:
     supervised = _supervised(supervisor, timeout_s)
     brokers = []
     for info in answer.brokers:
-        known, entry = supervised.get(info.broker), entries.get(info.broker) state = known.state if
-        known else control.State.READY if info.alive else control.State.STOPPED brokers.append(
+        known, entry = supervised.get(info.broker), entries.get(info.broker)
+        alive = control.State.READY if info.alive else control.State.STOPPED
+        brokers.append(
             BrokerHealth(
                 broker=info.broker,
-                state=state,
+                state=known.state if known else alive,
                 pid=entry.pid if entry else None,
                 incarnation=info.incarnation,
                 restarts=known.restarts if known else None,

@@ -92,9 +92,9 @@ def global_options() -> list[click.Parameter]:
 
 
 def _add_global_options(command: click.Command) -> None:
-    """Add what is missing, so that a command may use a letter for itself and loading twice is
-    harmless.""" taken = {name for parameter in command.params for name in parameter.opts} for
-    option in global_options():
+    """Add what is missing: a command may use a letter for itself, and loading twice is harmless."""
+    taken = {name for parameter in command.params for name in parameter.opts}
+    for option in global_options():
         if not taken & set(option.opts):
             command.params.append(option)
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])
