@@ -428,7 +428,8 @@ def find_cluster(where: Where = None) -> Location:
     running = [x.entry.directory for x in _read_dev() if x.alive]
     if len(running) > 1:
         names = " and ".join(sorted(running))
-        raise InvalidConfig(f"{len(running)} clusters are running: {names}: choose with -d DIR")
+        count = "two" if len(running) == 2 else len(running)
+        raise InvalidConfig(f"{count} clusters are running: {names}: choose with -d DIR")
     if not running:
         raise ClusterNotFound(
             "no cluster found: SHMLOG_DIR is not set, no `shmlog dev` is running\n"

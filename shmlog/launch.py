@@ -95,7 +95,7 @@ class Background:
 
 
 def log_tail(path: Path, supervisor_position: int) -> str:
-    """The last lines for people in the logs of brokers and supervisor (this one from a position)."""
+    """The last lines for people in the logs of brokers and supervisor (from a position on)."""
     log = directory.supervisor_log(path)
     text = ""
     for file in (log, *sorted(directory.run_dir(path).glob("broker-*.log"))):

@@ -1,7 +1,7 @@
 """Hygiene: a test leaves no shared memory and no process behind.
 
-Shared memory is one name space for all that runs on the machine, other workers of the same session
-included. So a new name counts as left behind only if it belongs to no cluster that this process still
+Shared memory is one name space for all that runs on the machine, other workers of the session too.
+So a new name counts as left behind only if it belongs to no cluster that this process still
 runs and no process that is not ours maps it.
 """
 

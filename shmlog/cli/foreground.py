@@ -116,4 +116,3 @@ class _Dev:
         self._say("  shmlog consume greetings")
         ending = "stops the brokers" if self._keep else "stops the brokers and removes everything"
         self._say(f"Ctrl-C {ending}.")
-
