@@ -75,8 +75,6 @@ class Supervisor:
         self.path = directory.absolute(path)
         self._endpoint = f"ipc://{directory.supervisor_socket(self.path)}"
         self._cluster = directory.open_cluster(self.path, brokers)
-        for broker in self._cluster.brokers:
-            directory.client_socket(self.path, broker)
         self._emit = emit
         self._clock = clock
         self._refuse_the_living()

@@ -22,7 +22,7 @@ import random
 import stat
 import string
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -211,6 +211,7 @@ def create_cluster(
     if brokers != 1:
         raise InvalidConfig(f"{brokers} brokers: there is one broker in this version; use -n 1")
     path = absolute(path)
+    _check_socket_paths(path, range(brokers))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cluster_file(path).exists():
         raise InvalidConfig(f"{cluster_file(path)} exists")
@@ -257,8 +258,15 @@ def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
             f"{path} is a cluster of {len(cluster.brokers)}, not of {brokers}: leave -n out, or "
             "choose another --dir"
         )
+    _check_socket_paths(path, cluster.brokers)
     run_dir(path).mkdir(mode=0o700, exist_ok=True)
     return cluster
+
+
+def _check_socket_paths(path: Path, brokers: Iterable[int]) -> None:
+    supervisor_socket(path)
+    for broker in brokers:
+        client_socket(path, broker)
 
 
 def load_cluster(path: Path) -> ClusterFile:

@@ -23,6 +23,8 @@ import click
 from shmlog.cli.settings import Settings
 from shmlog.errors import ShmlogError
 
+__all__ = ["Settings", "execute", "main", "run"]
+
 INTERRUPTED = 130
 
 
