@@ -109,7 +109,7 @@ class Segment:
 
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
-        data = self.index.encode(self.size)
+        data = self.index.encode(self.size, self.last_append_time_ns)
         file = self._storage.open(self._index_path, create=True)
         try:
             file.truncate(0)
@@ -128,7 +128,7 @@ class Segment:
             file.close()
         if decoded is None or decoded[1] > self.file(read_only=True).size():
             return False
-        self.index, self.size = decoded
+        self.index, self.size, self.last_append_time_ns = decoded
         self.allocated = self.size
         self.index_saved = True
         return True
