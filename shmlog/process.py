@@ -52,6 +52,16 @@ def lock_exclusive(fd: int) -> bool:
     return True
 
 
+def lock_is_held(fd: int) -> bool:
+    """True if another open file, of whatever process, holds the exclusive lock of this file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
 def is_locked(path: str | os.PathLike[str]) -> bool:
     """True if a living process holds the exclusive lock of the file; False if it is free or missing."""
     try:
@@ -59,12 +69,9 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return lock_is_held(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def kill(pid: int, signum: int = signal.SIGKILL) -> bool:

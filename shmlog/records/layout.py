@@ -1,15 +1,15 @@
-"""The record batch: the same bytes in the producer, on the wire, in the ring, in the segment and in the reader.
+"""The record batch: the same bytes in producer, wire, ring, segment and reader.
 
 All integers are little endian. Every part begins at a multiple of 8 bytes; padding is zero.
 
     byte   0 +---------------------------------------+  the broker's half
-             | magic              u32  "SLB1"        |  0 = no batch: the end of a segment or of a ring's lap
+             | magic              u32  "SLB1"        |  0 = no batch: end of a segment or of a lap
            4 | batch_size         u32  bytes         |  of the whole batch, a multiple of 8
            8 | body_crc           u32  CRC-32C       |  of bytes 64 .. batch_size
           12 | leader_epoch       i32                |  stamped by the leader
           16 | base_offset        i64                |  stamped by the leader
           24 | append_time        i64  ns, UTC       |  stamped by the leader
-          32 | topic_id           16 bytes           |  partition tag: finds a batch in the wrong place
+          32 | topic_id           16 bytes           |  partition tag: tells a misplaced batch
           48 | partition          u32                |
           52 | reserved           8 bytes, zero      |
           60 | header_crc         u32  CRC-32C       |  of bytes 0 .. 60, made by whoever stamped
@@ -20,13 +20,13 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
           68 | record_count       u32  >= 1          |
           72 | last_offset_delta  u32                |  record_count - 1
           76 | base_sequence      i32  -1 = none     |
-          80 | base_timestamp     i64  ns, UTC       |
-          88 | max_timestamp      i64  ns, UTC       |
+          80 | base_timestamp     i64  ns, UTC       |  of the earliest record
+          88 | max_timestamp      i64  ns, UTC       |  of the latest record
           96 | producer_id        i64  -1 = none     |
          104 | producer_epoch     i16  -1 = none     |
          106 | reserved           2 bytes, zero      |
-         108 | value_width        u32  0 = variable  |  > 0: every value has this many bytes, none is null
-         112 | columns_size       u32  bytes         |  of the columns, not compressed, a multiple of 8
+         108 | value_width        u32  0 = variable  |  > 0: every value has it, none is null
+         112 | columns_size       u32  bytes         |  of the columns before compression
          116 | stored_size        u32  bytes         |  of the columns as stored, before padding
          120 | reserved           8 bytes, zero      |
          128 +---------------------------------------+
@@ -36,8 +36,8 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
 
 The columns (after decompression), in this order, each padded to 8 bytes, n = record_count:
 
-    TIMESTAMPS    timestamp deltas   i64[n]        added to base_timestamp; absent: all have base_timestamp
-    KEYS          key positions      i32[n + 1]    rising from 0, into the key bytes; absent: no record has a key
+    TIMESTAMPS    timestamp deltas   i64[n]        >= 0, added to base_timestamp; absent: all 0
+    KEYS          key positions      i32[n + 1]    rising from 0, into the key bytes; absent: no keys
     KEY_NULLS     key validity       ceil(n/8) B   bit i % 8 of byte i // 8 set = record i has a key
     (width 0)     value positions    i32[n + 1]    rising from 0, into the value bytes
     VALUE_NULLS   value validity     ceil(n/8) B   as for keys; never together with value_width > 0
@@ -47,12 +47,14 @@ The columns (after decompression), in this order, each padded to 8 bytes, n = re
     HEADERS       header bytes       header positions[n] bytes; per header of a record:
                                      u16 name size, i32 value size (-1 = null), name (UTF-8), value
 
-A null takes no bytes in its column. Positions are Arrow's "offsets" (columnar format, variable-size binary);
-here they are called positions, because an offset is a place in the log.
+Without compression columns_size = stored_size, a multiple of 8. A null takes no bytes in its column;
+KEY_NULLS without KEYS is invalid. Positions are what Arrow calls offsets (variable-size binary): here
+an offset is a place in the log.
 
-Two checksums, because two parties write: the leader stamps its half without touching the producer's. The
-body CRC lies under the header CRC, so one header CRC vouches for offset, epoch, tag and content together.
-Neither CRC is trusted for layout: sizes and extents are checked against each other before use.
+Two checksums, because two parties write: the leader stamps its half without touching the producer's.
+The body CRC lies under the header CRC, so one header CRC vouches for offset, epoch, tag and content
+together. Neither CRC is trusted for layout: sizes and extents are checked against each other before
+use. A batch that no leader has stamped yet has zeros from leader_epoch to header_crc.
 """
 
 from __future__ import annotations
@@ -67,10 +69,27 @@ BROKER_HALF_SIZE = 64
 HEADER_CRC_END = 60  # the header CRC covers bytes 0 .. 60
 ALIGNMENT = 8
 
-BROKER_HALF = struct.Struct("<IIIiqq16sI8xI")
-PRODUCER_HALF = struct.Struct("<BBHIIiqqqhxxIII8x")
+_BROKER_FIELDS = "IIIiqq16sI8xI"
+_PRODUCER_FIELDS = "BBHIIiqqqhxxIII8x"
+BROKER_HALF = struct.Struct("<" + _BROKER_FIELDS)
+PRODUCER_HALF = struct.Struct("<" + _PRODUCER_FIELDS)
+HEADER = struct.Struct("<" + _BROKER_FIELDS + _PRODUCER_FIELDS)
 assert BROKER_HALF.size == BROKER_HALF_SIZE
 assert PRODUCER_HALF.size == HEADER_SIZE - BROKER_HALF_SIZE
+
+# Parts of the header, to be packed or unpacked at their own position.
+START = struct.Struct("<II")  # from 0: magic, batch_size
+RESERVED = struct.Struct("<52xQ46xH12xQ")  # from 0: the three reserved fields
+STAMP = struct.Struct("<iqq16sI8x")  # from STAMP_POSITION: leader_epoch .. partition
+STAMP_POSITION = 12
+BASE_SEQUENCE = struct.Struct("<i")
+BASE_SEQUENCE_POSITION = 76
+PRODUCER = struct.Struct("<qh")  # producer_id, producer_epoch
+PRODUCER_POSITION = 96
+CHECKSUM = struct.Struct("<I")
+BODY_CRC_POSITION = 8
+assert RESERVED.size == HEADER_SIZE
+assert STAMP_POSITION + STAMP.size == HEADER_CRC_END
 
 RECORD_HEADER = struct.Struct("<Hi")  # name size, value size (-1 = null)
 

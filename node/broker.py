@@ -1,0 +1,149 @@
+"""The composition root: a broker's parts put together, started and stopped. No logic.
+
+Start: lock the data directory, count the incarnation, remove what the dead incarnation left in shared memory,
+open the metadata log, register (which gives every partition a new leader epoch), open the partitions, bind the
+socket, and only then publish the registry entry: who finds the broker there can talk to it.
+
+Stop: answer what is in hand, sync and close every log, remove the rings, mark the stop as clean.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+
+from node import journal, uptime
+from node.catalog import Catalog
+from node.core.cluster import controller
+from node.core.cluster.image import BrokerRecord
+from node.handlers import table
+from node.handlers.exchange import Context, Identity
+from node.io.loop import Loop
+from node.io.wire import ZmqWire
+from node.io.workers import ThreadWorkers
+from node.metadata import Metadata
+from node.rings import Rings, default_budget
+from shmlog import directory, process, registry
+from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
+from shmlog.errors import InvalidConfig
+from shmlog.log.os_storage import OsStorage
+
+SWITCH_INTERVAL_S = 0.0005  # the default hand-over of the GIL is up to 5 ms: 40 times a sync
+
+
+class Broker:
+    """One broker process."""
+
+    def __init__(self, path: Path, broker: int) -> None:
+        clock = SYSTEM_CLOCK
+        cluster = directory.load_cluster(path)
+        if broker not in cluster.brokers:
+            raise InvalidConfig(f"cluster.toml has no broker {broker}: {list(cluster.brokers)}")
+        self._path = path
+        self._data_dir = directory.data_dir(path, broker)
+        endpoint = f"ipc://{directory.client_socket(path, broker)}"
+        self._data_lock = registry.lock_data_dir(self._data_dir)
+        last = uptime.read(self._data_dir)
+        boot_id = process.boot_id()
+        same_boot = last is not None and last.boot_id == boot_id
+        clean = last is not None and last.clean
+        incarnation = registry.next_incarnation(self._data_dir)
+        directory.unlink_memory_of_dead(path, broker)
+        self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
+        uptime.write(self._data_dir, self._uptime)
+        storage = OsStorage()
+        self.metadata = Metadata(
+            storage,
+            str(self._data_dir),
+            topic_defaults=cluster.topic_defaults,
+            clock=clock,
+            same_boot=same_boot,
+            clean=clean,
+        )
+        if not self.metadata.check_cluster(cluster.cluster):
+            self.metadata.found(cluster.cluster)
+        record = BrokerRecord(broker, incarnation, boot_id, endpoint)
+        self.metadata.commit_now(lambda image: controller.register_broker(image, record))
+        identity = Identity(cluster.cluster, broker, incarnation, endpoint, cluster.brokers)
+        self.context = Context(
+            identity=identity,
+            settings=cluster.settings,
+            clock=clock,
+            metadata=self.metadata,
+            partitions={},
+            new_topic_id=lambda: os.urandom(16),
+        )
+        table.bind(self.context)
+        self._workers = ThreadWorkers()
+        budget = cluster.settings.ring_budget_bytes
+        if budget < 0:
+            budget = default_budget(len(cluster.brokers))
+        rings = Rings(registry.MemoryList(directory.memory_list_file(path, broker)), budget)
+        self._catalog = Catalog(
+            self.context,
+            storage,
+            self._workers,
+            rings,
+            str(self._data_dir),
+            same_boot=same_boot,
+            clean=clean,
+        )
+        self._catalog.open_all()
+        self._wire = ZmqWire(endpoint, self._workers.fileno(), process.raise_descriptor_limit())
+        self._loop = Loop(self.context, self._catalog, self._wire, self._workers, clock)
+        self._registration = registry.Registration(directory.registry_file(path, broker))
+        self._entry = directory.BrokerEntry(
+            cluster=cluster.cluster,
+            broker=broker,
+            incarnation=incarnation,
+            pid=os.getpid(),
+            boot_id=boot_id,
+            endpoints={"client": endpoint},
+            started=clock.wall_ns(),
+        )
+        self._clean_before = clean
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises OSError: a write or sync failed, the broker must end."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        self._registration.publish(self._entry)
+        journal.event(
+            "ready",
+            incarnation=self._entry.incarnation,
+            partitions=len(self.context.partitions),
+            metadata_offset=self.metadata.image.offset,
+            clean_before=self._clean_before,
+        )
+        self._loop.run()
+        self._stop()
+
+    def _on_signal(self, *_: object) -> None:
+        self._loop.stop()
+        self._workers.wake()  # the poll goes on after a handler (PEP 475): give it something to see
+
+    def _stop(self) -> None:
+        self._wire.close()
+        self._workers.close()
+        self._catalog.close_all()
+        self.metadata.log.close(self.metadata.log.synced_end_offset)
+        uptime.write(self._data_dir, uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True))
+        turns = self._loop.statistics
+        journal.event(
+            "turns",
+            count=turns.count,
+            requests=turns.requests,
+            busy_ms=turns.busy_ns // NS_PER_MS,
+            longest_us=turns.longest_ns // 1000,
+            longest_cause=turns.longest_cause,
+            longest_write_us=turns.longest_write_ns // 1000,
+        )
+        journal.event("stopped")
+        self._registration.close()

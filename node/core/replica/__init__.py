@@ -1,0 +1,1 @@
+"""What a replica knows of ends and of the high watermark."""

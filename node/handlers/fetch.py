@@ -1,0 +1,250 @@
+"""fetch, simple and fast: whole committed batches, a long poll, and the wake-up call (`max_bytes` 0)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.handlers.exchange import COMMITTED, Context, Exchange, error_fields
+from node.handlers.lookup import find_partition
+from node.partition import Fetched, Partition
+from shmlog.clock import NS_PER_MS
+from shmlog.errors import InvalidRequest, ShmlogError
+from shmlog.protocol.header import Big, Octets
+from shmlog.protocol.messages import (
+    FETCH_BYTES_MAX,
+    SIMPLE_BYTES_MAX,
+    SIMPLE_RECORDS_MAX,
+    FetchFast,
+    FetchFastAnswer,
+    FetchPartition,
+    FetchResult,
+    FetchSimple,
+    FetchSimpleAnswer,
+)
+from shmlog.records import batch as batches
+
+_ENTRIES_MAX = 2048
+
+
+class FetchWait:
+    """A fetch that looks again whenever one of its partitions has something new."""
+
+    __slots__ = ("_context", "_deadline_ns", "_exchange", "_request")
+
+    def __init__(self, context: Context, exchange: Exchange, request: FetchFast | FetchSimple) -> None:
+        self._context = context
+        self._exchange = exchange
+        self._request = request
+        now_ns = context.clock.monotonic_ns()
+        self._deadline_ns = min(now_ns + request.max_wait_ms * NS_PER_MS, exchange.deadline_ns)
+
+    def resume(self) -> None:
+        """Answer, or wait on."""
+        self._look(last=self._deadline_ns <= self._context.clock.monotonic_ns())
+
+    def expire(self) -> None:
+        """Time is up: answer with what there is, nothing is no error."""
+        self._look(last=True)
+
+    def _look(self, *, last: bool) -> None:
+        request = self._request
+        if isinstance(request, FetchSimple):
+            answered = self._look_simple(request, last=last)
+            names = [(request.topic, request.partition, request.offset)]
+        else:
+            answered = self._look_fast(request, last=last)
+            names = [(e.topic, e.partition, e.offset) for e in request.partitions]
+        if answered:
+            return
+        keys = {
+            (self._context.partitions[topic, index], COMMITTED): self._next_threshold(
+                self._context.partitions[topic, index], offset
+            )
+            for topic, index, offset in names
+        }
+        self._context.purgatory.wait(self, keys.items(), self._deadline_ns)
+
+    def _next_threshold(self, partition: Partition, offset: int) -> int:
+        # With min_bytes above one, what is there already did not suffice: wait for more than that.
+        return max(offset, partition.high_watermark) + 1
+
+    # -- fast -----------------------------------------------------------------------------------------
+
+    def _look_fast(self, request: FetchFast, *, last: bool) -> bool:
+        wake_up = request.max_bytes == 0
+        budget = min(request.max_bytes, FETCH_BYTES_MAX)
+        results: list[Any] = []
+        frames: list[bytes] = []
+        total = 0
+        news = False
+        for wanted in request.partitions:
+            try:
+                result, data = self._read_entry(wanted, wake_up, budget - total, total == 0)
+            except ShmlogError as error:
+                results.append(
+                    {"topic": wanted.topic, "partition": wanted.partition, **error_fields(error)}
+                )
+                news = True
+                continue
+            results.append(result)
+            if data:
+                frames.append(data)
+                total += len(data)
+            elif wake_up and result.high_watermark > wanted.offset:
+                news = True
+        enough = total >= max(1, request.min_bytes) or total >= budget > 0
+        if not (enough or news or last or not request.partitions):
+            return False
+        assert self._exchange.id is not None
+        self._exchange.answer(FetchFastAnswer(id=self._exchange.id, partitions=results), frames)
+        return True
+
+    def _read_entry(
+        self, wanted: FetchPartition, wake_up: bool, room: int, first: bool
+    ) -> tuple[FetchResult, bytes]:
+        partition = find_partition(
+            self._context, wanted.topic, wanted.partition, wanted.topic_id, wanted.leader_epoch
+        )
+        partition.check_offset(wanted.offset)
+        data = b""
+        limit = min(wanted.max_bytes, room)
+        # The progress rule: the first partition with data gets a whole batch whatever the limits are.
+        if not wake_up and (first or limit > 0) and wanted.offset < partition.high_watermark:
+            data = self._read(partition, wanted.offset, max(limit, 0)).data
+            if not first and len(data) > limit:
+                data = b""
+        result = FetchResult(
+            topic=wanted.topic,
+            partition=wanted.partition,
+            bytes=len(data),
+            high_watermark=partition.high_watermark,
+            log_start=partition.log_start,
+            leader_epoch=partition.leader_epoch,
+        )
+        return result, data
+
+    def _read(self, partition: Partition, offset: int, max_bytes: int) -> Fetched:
+        return partition.read(offset, max_bytes)
+
+    # -- simple ---------------------------------------------------------------------------------------
+
+    def _look_simple(self, request: FetchSimple, *, last: bool) -> bool:
+        try:
+            partition = find_partition(
+                self._context,
+                request.topic,
+                request.partition,
+                request.topic_id,
+                request.leader_epoch,
+            )
+            partition.check_offset(request.offset)
+            there = request.offset < partition.high_watermark
+            if not (there or last):
+                return False
+            if not there or request.max_bytes == 0:
+                self._answer_simple(request, partition, _Opened())
+                return True
+            limit = min(request.max_bytes, SIMPLE_BYTES_MAX)
+            opened = _open(self._read(partition, request.offset, limit).data, request.offset, limit)
+        except ShmlogError as error:
+            self._exchange.fail(error)
+            return True
+        self._context.simple_records += opened.count
+        if opened.size < request.min_bytes and opened.size < limit and not last:
+            return False
+        self._answer_simple(request, partition, opened)
+        return True
+
+    def _answer_simple(self, request: FetchSimple, partition: Partition, opened: _Opened) -> None:
+        assert self._exchange.id is not None
+        base = opened.base_offset if opened.count else request.offset
+        answer = FetchSimpleAnswer(
+            id=self._exchange.id,
+            error=0,
+            topic=request.topic,
+            partition=request.partition,
+            base_offset=base,
+            count=opened.count,
+            next_offset=base + opened.count,
+            high_watermark=partition.high_watermark,
+            log_start=partition.log_start,
+            leader_epoch=partition.leader_epoch,
+            null_keys=opened.null_keys,
+            null_values=opened.null_values,
+            timestamps=opened.timestamps,
+            headers=opened.headers if any(opened.headers) else None,
+        )
+        self._exchange.answer(answer, opened.frames)
+
+
+class _Opened:
+    """Records taken out of batches, at most SIMPLE_RECORDS_MAX and a number of bytes."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.timestamps: list[Big] = []
+        self.null_keys: list[int] = []
+        self.null_values: list[int] = []
+        self.headers: list[list[tuple[str, Octets | None]]] = []
+        self.base_offset = -1
+        self.size = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.timestamps)
+
+    def add(self, batch: batches.RecordBatch, first: int, limit: int) -> bool:
+        """Add the batch's records from index `first`; False when a limit is reached."""
+        if self.base_offset < 0:
+            self.base_offset = batch.base_offset + first
+        stop = min(len(batch), first + SIMPLE_RECORDS_MAX - self.count)
+        keys = batch.keys(first, stop)
+        values = batch.values(first, stop)
+        timestamps = batch.timestamps[first:stop].tolist()
+        for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+            size = len(key or b"") + len(value or b"")
+            if self.count and self.size + size > limit:
+                return False
+            if key is None:
+                self.null_keys.append(self.count)
+            if value is None:
+                self.null_values.append(self.count)
+            self.size += size
+            self.frames += (key or b"", value or b"")
+            self.timestamps.append(Big(timestamps[i]))
+            found = batch.headers(first + i) if batch.has_headers else []
+            self.headers.append(
+                [(name, None if data is None else Octets(data)) for name, data in found]
+            )
+        return stop == len(batch) and self.count < SIMPLE_RECORDS_MAX and self.size < limit
+
+
+def _open(data: bytes, offset: int, limit: int) -> _Opened:
+    opened = _Opened()
+    view = memoryview(data)
+    for position, header in batches.iterate(view):
+        first = max(0, offset - header.base_offset)
+        batch = batches.RecordBatch(view[position : position + header.batch_size], header)
+        if not opened.add(batch, first, limit):
+            break
+    return opened
+
+
+def fetch_simple(
+    context: Context, exchange: Exchange, request: FetchSimple, frames: list[bytes]
+) -> None:
+    """One partition, records as plain frames."""
+    if frames:
+        raise InvalidRequest(f"a fetch has no frames, this one has {len(frames)}")
+    FetchWait(context, exchange, request).resume()
+
+
+def fetch_fast(
+    context: Context, exchange: Exchange, request: FetchFast, frames: list[bytes]
+) -> None:
+    """Many partitions, whole batches."""
+    if frames:
+        raise InvalidRequest(f"a fetch has no frames, this one has {len(frames)}")
+    if len(request.partitions) > _ENTRIES_MAX:
+        raise InvalidRequest(f"{len(request.partitions)} partitions: at most {_ENTRIES_MAX}")
+    FetchWait(context, exchange, request).resume()

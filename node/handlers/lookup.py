@@ -1,0 +1,69 @@
+"""From the names in a request to the partition that serves it, in the order of checks of the protocol."""
+
+from __future__ import annotations
+
+from node.core.cluster.controller import check_topic_name, topic_of
+from node.core.cluster.image import Topic
+from node.handlers.exchange import Context
+from node.partition import Partition
+from shmlog.errors import Code, LeaderUnavailable, NotLeader, UnknownTopic
+
+
+def find_topic(context: Context, name: str, topic_id: str = "") -> Topic:
+    """The topic. Raises 3, 17, 29, 100, 103."""
+    image = context.metadata.image
+    if name not in image.topics:
+        if topic_id and bytes.fromhex(topic_id) not in image.names:
+            raise UnknownTopic(
+                f"topic {name[:60]!r} with id {topic_id} was deleted",
+                code=Code.UNKNOWN_TOPIC_ID,
+                topic=name,
+            )
+        check_topic_name(name)
+    topic = topic_of(image, name)
+    if topic_id and topic.topic_id.hex() != topic_id:
+        known = bytes.fromhex(topic_id) in image.names
+        raise UnknownTopic(
+            f"topic {name!r} has the id {topic.topic_id.hex()}, not {topic_id}",
+            code=Code.INCONSISTENT_TOPIC_ID if known else Code.UNKNOWN_TOPIC_ID,
+            topic=name,
+        )
+    return topic
+
+
+def find_partition(
+    context: Context, name: str, index: int, topic_id: str = "", leader_epoch: int = -1
+) -> Partition:
+    """The partition, led here. Raises 3, 17, 29, 100, 103, then 5, 6, 74, 75."""
+    topic = find_topic(context, name, topic_id)
+    if not 0 <= index < len(topic.partitions):
+        raise UnknownTopic(
+            f"topic {name!r} has {len(topic.partitions)} partitions, no partition {index}",
+            topic=name,
+            partition=index,
+        )
+    state = topic.partitions[index]
+    if state.leader != context.identity.broker:
+        raise NotLeader(
+            f"{name}-{index} is led by broker {state.leader}",
+            topic=name,
+            partition=index,
+            leader=state.leader,
+            leader_epoch=state.leader_epoch,
+        )
+    partition = context.partitions.get((name, index))
+    if partition is None or partition.topic_id != topic.topic_id:
+        raise LeaderUnavailable(
+            f"{name}-{index} is being opened", topic=name, partition=index, leader=state.leader
+        )
+    if leader_epoch >= 0 and leader_epoch != state.leader_epoch:
+        older = leader_epoch < state.leader_epoch
+        raise NotLeader(
+            f"{name}-{index} is at leader epoch {state.leader_epoch}, the request at {leader_epoch}",
+            code=Code.FENCED_LEADER_EPOCH if older else Code.UNKNOWN_LEADER_EPOCH,
+            topic=name,
+            partition=index,
+            leader=state.leader,
+            leader_epoch=state.leader_epoch,
+        )
+    return partition

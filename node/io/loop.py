@@ -1,0 +1,210 @@
+"""The turn: poll, finish jobs, drain a bounded amount, append, write once, answer all. Read it top to bottom.
+
+Natural batching: everything that is queued goes into one turn, so under load batches grow by themselves and an
+idle broker answers at once. A turn is bounded in requests, bytes and time; what is left stays in the socket for
+the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unlinks: workers do.
+
+The turn measures itself: the longest one and its cause stand in the broker's last log line (`turns`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node import journal
+from node.catalog import Catalog
+from node.handlers import table
+from node.handlers.exchange import COMMITTED, STORED, Context
+from node.handlers.produce import ProduceWait
+from node.io.wire import Wire
+from node.io.workers import Lane, Workers
+from node.metadata import Metadata
+from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
+
+TURN_REQUESTS_MAX = 256
+TURN_BYTES_MAX = 8 << 20
+TURN_NS_MAX = 4 * NS_PER_MS
+TURN_SIMPLE_RECORDS_MAX = 4000
+HEARTBEAT_NS = 250 * NS_PER_MS
+CHORES_NS = NS_PER_S
+POLL_NS_MAX = NS_PER_S
+BACKLOG_RETRY_NS = NS_PER_MS
+
+
+@dataclass(slots=True)
+class TurnStatistics:
+    """What the turns of this loop have cost."""
+
+    count: int = 0
+    requests: int = 0
+    busy_ns: int = 0
+    longest_ns: int = 0
+    longest_cause: str = "none"
+    longest_write_ns: int = 0
+
+
+class Loop:
+    """The broker's one loop. `stop` may be called from a signal handler."""
+
+    def __init__(
+        self, context: Context, catalog: Catalog, wire: Wire, workers: Workers, clock: Clock
+    ) -> None:
+        self._context = context
+        self._catalog = catalog
+        self._wire = wire
+        self._workers = workers
+        self._clock = clock
+        self._metadata: Metadata = context.metadata
+        self._metadata_syncing = False
+        self._stopping = False
+        self._backlog = False
+        self._beat_due_ns = self._chores_due_ns = clock.monotonic_ns()
+        self.statistics = TurnStatistics()
+
+    def stop(self) -> None:
+        """End after the current turn."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        while not self._stopping:
+            self.turn()
+
+    def turn(self) -> None:
+        """One turn. Raises OSError for a failed write or sync: the broker must end."""
+        waiting = self._wire.poll(self._timeout_ms())
+        began_ns = self._clock.monotonic_ns()
+        context = self._context
+        context.simple_records = context.cold_reads = 0
+        finished = self._finish_jobs()
+        jobs_ns = self._clock.monotonic_ns()
+        requests = self._drain(began_ns) if waiting else 0
+        drained_ns = self._clock.monotonic_ns()
+        self._write()
+        written_ns = self._clock.monotonic_ns()
+        self._begin_metadata_change()
+        for waiter in context.purgatory.expire(written_ns):
+            waiter.expire()
+        context.purgatory.arm()
+        self._catalog.upkeep.turn()
+        self._answer()
+        self._tick(written_ns)
+        ended_ns = self._clock.monotonic_ns()
+        self._account(
+            requests,
+            ended_ns - began_ns,
+            {
+                f"{finished} finished jobs": jobs_ns - began_ns,
+                f"{requests} requests"
+                f" ({context.simple_records} simple records, {context.cold_reads} cold reads)": (
+                    drained_ns - jobs_ns
+                ),
+                "write": written_ns - drained_ns,
+                "answers and chores": ended_ns - written_ns,
+            },
+        )
+
+    def _timeout_ms(self) -> int:
+        now_ns = self._clock.monotonic_ns()
+        due_ns = min(now_ns + POLL_NS_MAX, self._chores_due_ns)
+        if self._catalog.has_rings():
+            due_ns = min(due_ns, self._beat_due_ns)
+        if self._backlog:
+            due_ns = min(due_ns, now_ns + BACKLOG_RETRY_NS)
+        for deadline in (
+            self._context.purgatory.next_deadline_ns(),
+            self._catalog.upkeep.next_deadline_ns(),
+        ):
+            if deadline is not None:
+                due_ns = min(due_ns, deadline)
+        return max(0, -(-(due_ns - now_ns) // NS_PER_MS))
+
+    def _finish_jobs(self) -> int:
+        completions = self._workers.completions()
+        for completion in completions:
+            completion.done(completion.result, completion.error)
+        return len(completions)
+
+    def _drain(self, began_ns: int) -> int:
+        """Handle what is queued, within the bounds of a turn."""
+        context = self._context
+        size = count = 0
+        while count < TURN_REQUESTS_MAX and size < TURN_BYTES_MAX:
+            received = self._wire.receive()
+            if received is None:
+                break
+            count += 1
+            size += sum(map(len, received.frames))
+            table.receive(context, received.client, received.frames)
+            if context.simple_records > TURN_SIMPLE_RECORDS_MAX:
+                break
+            if self._clock.monotonic_ns() - began_ns > TURN_NS_MAX:
+                break
+        return count
+
+    def _write(self) -> None:
+        """One write for each partition that was appended to; then the ends move and waiters answer."""
+        dirty = list(self._context.dirty)
+        self._context.dirty.clear()
+        for partition in dirty:
+            error = partition.flush()
+            if error is not None:
+                journal.warning("disk full", partition=str(partition.name), reason=str(error))
+                for channel in (STORED, COMMITTED):
+                    for waiter in self._context.purgatory.drop_key((partition, channel)):
+                        if isinstance(waiter, ProduceWait):
+                            waiter.taken_back(partition, error)
+                        else:
+                            waiter.resume()
+                continue
+            self._catalog.maybe_make_ring(partition)
+            self._catalog.upkeep.written(partition)
+            self._catalog.settled(partition)
+
+    def _begin_metadata_change(self) -> None:
+        if self._metadata_syncing or not self._metadata.maybe_begin():
+            return
+        job = self._metadata.log.sync_job()
+        assert job is not None
+        self._metadata_syncing = True
+
+        def synced(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+            self._metadata_syncing = False
+            self._metadata.log.finish_sync(job)
+            before = self._metadata.image
+            self._metadata.synced(lambda: self._catalog.follow(before, self._metadata.image))
+
+        self._workers.submit(Lane.SYNC, job.run, synced)
+
+    def _answer(self) -> None:
+        outbox = self._context.outbox
+        if outbox:
+            for client, frames in outbox:
+                self._wire.send(client, frames)
+            outbox.clear()
+            self._backlog = True
+        if self._backlog:
+            self._backlog = self._wire.flush()
+
+    def _tick(self, now_ns: int) -> None:
+        if now_ns >= self._beat_due_ns:
+            self._beat_due_ns = now_ns + HEARTBEAT_NS
+            self._catalog.beat()
+        if now_ns >= self._chores_due_ns:
+            self._chores_due_ns = now_ns + CHORES_NS
+            self._wire.guard_descriptors()
+            expiration_ns = self._context.settings.producer_id_expiration * NS_PER_MS
+            for partition in self._context.partitions.values():
+                partition.log.producers.expire(now_ns, expiration_ns)
+
+    def _account(self, requests: int, total_ns: int, parts: dict[str, int]) -> None:
+        statistics = self.statistics
+        statistics.count += 1
+        statistics.requests += requests
+        statistics.busy_ns += total_ns
+        statistics.longest_write_ns = max(statistics.longest_write_ns, parts["write"])
+        if total_ns > statistics.longest_ns:
+            statistics.longest_ns = total_ns
+            statistics.longest_cause = max(parts, key=lambda part: parts[part])

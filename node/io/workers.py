@@ -1,0 +1,126 @@
+"""Threads that make the system calls which may take long: sync, preallocate, unlink, make rings.
+
+A job is any object with `run()`; nothing else of the broker is touched by a worker. A finished job comes back
+to the loop through `completions`, and an eventfd wakes the loop's poller. Two queues, so that a long
+preallocation never holds up a sync that acks wait for: SYNC has two threads (fdatasync of different files
+overlaps), FILES one, which also keeps file jobs in the order in which they were given.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+Runnable = Callable[[], object]
+
+
+class Lane(enum.Enum):
+    """Which queue a job goes to."""
+
+    SYNC = "sync"
+    FILES = "files"
+
+
+class Completion(NamedTuple):
+    """A job that has run. `error` is what it raised; `done` is for the loop to call."""
+
+    done: Callable[[object, BaseException | None], None]
+    result: object
+    error: BaseException | None
+
+
+class Workers(Protocol):
+    """What the loop needs of its workers."""
+
+    def fileno(self) -> int:
+        """Readable while completions wait."""
+        ...
+
+    def submit(
+        self,
+        lane: Lane,
+        run: Runnable,
+        done: Callable[[object, BaseException | None], None],
+    ) -> None:
+        """Run `run` on a worker; `done(result, error)` is called later by the loop."""
+        ...
+
+    def completions(self) -> list[Completion]:
+        """The jobs that have finished since the last call."""
+        ...
+
+    def wake(self) -> None:
+        """Make `fileno` readable once; may be called from a signal handler."""
+        ...
+
+    def close(self) -> None:
+        """Run what is queued, then end the threads."""
+        ...
+
+
+class ThreadWorkers:
+    """Workers as threads."""
+
+    def __init__(self, sync_threads: int = 2) -> None:
+        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._done: deque[Completion] = deque()
+        self._queues: dict[Lane, queue.SimpleQueue[tuple[Runnable, Callable[..., None]] | None]] = {
+            lane: queue.SimpleQueue() for lane in Lane
+        }
+        lanes = [Lane.SYNC] * sync_threads + [Lane.FILES]
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane,), name=f"shmlog-{lane.value}", daemon=True)
+            for lane in lanes
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._lanes = lanes
+
+    def fileno(self) -> int:
+        return self._eventfd
+
+    def submit(
+        self,
+        lane: Lane,
+        run: Runnable,
+        done: Callable[[object, BaseException | None], None],
+    ) -> None:
+        self._queues[lane].put((run, done))
+
+    def completions(self) -> list[Completion]:
+        try:
+            os.eventfd_read(self._eventfd)
+        except BlockingIOError:
+            return []
+        finished = []
+        while self._done:
+            finished.append(self._done.popleft())
+        return finished
+
+    def wake(self) -> None:
+        os.eventfd_write(self._eventfd, 1)
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            self._queues[lane].put(None)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._eventfd)
+
+    def _work(self, lane: Lane) -> None:
+        jobs = self._queues[lane]
+        while (job := jobs.get()) is not None:
+            run, done = job
+            result: object = None
+            error: BaseException | None = None
+            try:
+                result = run()
+            except BaseException as raised:  # noqa: BLE001 - handed to the loop, which decides
+                error = raised
+            self._done.append(Completion(done, result, error))
+            os.eventfd_write(self._eventfd, 1)

@@ -1,0 +1,330 @@
+"""One partition on its leader: ring and log and ledger behind append, flush and read.
+
+A turn of the loop appends any number of batches and then flushes once:
+
+    append   check the batch, give it offsets, copy it into the ring's unpublished part, stamp it there
+    flush    one write of all of it to the segment, then publish it in the ring, then move the ends
+
+So a batch is in the file before anybody can see it, and the ring is a window on the file. Where there is no ring
+(not made yet, or switched off) the stamped copy waits in private memory; nothing else changes.
+
+A write that fails for lack of space is cut off again, and with it everything that this turn had appended: offsets,
+producer states and the ring's unpublished part go back; nobody has seen any of it.
+
+Invariants: log_end_offset of the log <= next_offset, equal between turns; the ring's tail is the position behind
+the batch that ends at log_end_offset.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from node.core.replica.leader import Leader
+from shmlog.clock import NS_PER_MS, Clock
+from shmlog.errors import (
+    Code,
+    CorruptMessage,
+    DiskFull,
+    InvalidRequest,
+    OffsetOutOfRange,
+    RecordTooLarge,
+    ShmlogError,
+    UnsupportedCompression,
+)
+from shmlog.ids import TopicPartition
+from shmlog.log.log import Log
+from shmlog.records import batch as batches
+from shmlog.records.builder import stamp
+from shmlog.records.compression import available
+from shmlog.records.layout import HEADER_SIZE, Codec
+from shmlog.ring.memory import SharedMemory
+from shmlog.ring.reader import RingReader
+from shmlog.ring.writer import RingWriter
+from shmlog.settings import TopicConfig
+
+
+class Appended(NamedTuple):
+    """Where a batch is. It is stored once the ledger's end has passed `end_offset`."""
+
+    base_offset: int
+    end_offset: int
+    append_time_ns: int
+
+
+class Fetched(NamedTuple):
+    """What a read found, with the ends of the partition at that moment."""
+
+    data: bytes
+    high_watermark: int
+    log_start: int
+
+
+class Partition:
+    """A partition that this broker leads. One owner: the loop."""
+
+    def __init__(
+        self,
+        name: TopicPartition,
+        topic_id: bytes,
+        log: Log,
+        config: TopicConfig,
+        leader_epoch: int,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.topic_id = topic_id
+        self.log = log
+        self.config = config
+        self.leader_epoch = leader_epoch
+        self.ledger = Leader(
+            written_end=log.log_end_offset,
+            synced_end=log.synced_end_offset,
+            high_watermark=log.synced_end_offset,
+            durability=config.durability,
+        )
+        self.ring: RingWriter | None = None
+        self.memory: SharedMemory | None = None
+        self.ring_state = "none"  # none, asked, ring, off
+        self.next_offset = log.log_end_offset
+        self._reader: RingReader | None = None
+        self._clock = clock
+        self._last_append_time_ns = log.last_append_time_ns
+        self._pending: list[tuple[batches.BatchHeader, memoryview]] = []
+        self._undo: list[object] = []
+        # (end offset, ring position) of what is published in the ring above the high watermark.
+        self._unsettled: deque[tuple[int, int]] = deque()
+
+    # -- append ---------------------------------------------------------------------------------------
+
+    def append(self, frame: bytes) -> Appended:
+        """Admit one batch, exactly `frame`. Raises a typed error, and then nothing has changed.
+
+        The order of checks is part of the protocol: a duplicate leaves before any check that could deny a
+        batch which is in the log already; what comes after costs O(1) but for the CRC.
+        """
+        header = batches.decode_header(frame)
+        if header.batch_size != len(frame):
+            raise CorruptMessage(
+                f"{self.name}: the frame has {len(frame)} bytes, its batch {header.batch_size}"
+            )
+        sequence_error: ShmlogError | None = None
+        try:
+            known = self.log.producers.check(header)
+        except ShmlogError as error:
+            sequence_error, known = error, None
+        if known is not None:
+            end = known.base_offset + header.record_count
+            return Appended(known.base_offset, end, known.append_time_ns)
+        now_ns = self._clock.wall_ns()
+        self._check_content(frame, header, now_ns)
+        if sequence_error is not None:
+            raise sequence_error
+        return self._admit(frame, header, now_ns)
+
+    def _check_content(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> None:
+        if header.codec != Codec.NONE and Codec(header.codec).name.lower() not in available():
+            codec = Codec(header.codec).name.lower()
+            raise UnsupportedCompression(
+                f"{self.name}: this broker cannot open {codec}: pip install 'shmlog[compression]' there"
+            )
+        batches.check_body_crc(frame, header)
+        config = self.config
+        if header.batch_size > config.max_message_bytes:
+            raise RecordTooLarge(
+                f"{self.name}: a batch of {header.batch_size} bytes, max_message_bytes is "
+                f"{config.max_message_bytes}",
+                size=header.batch_size,
+                limit=config.max_message_bytes,
+            )
+        if header.columns_size + HEADER_SIZE > config.max_uncompressed_bytes:
+            raise RecordTooLarge(
+                f"{self.name}: a batch of {header.columns_size} bytes uncompressed, "
+                f"max_uncompressed_bytes is {config.max_uncompressed_bytes}",
+                size=header.columns_size,
+                limit=config.max_uncompressed_bytes,
+            )
+        latest_ns = now_ns + config.message_timestamp_after_max * NS_PER_MS
+        if header.base_timestamp_ns < 0 or not 0 <= header.max_timestamp_ns <= latest_ns:
+            raise InvalidRequest(
+                f"{self.name}: timestamps {header.base_timestamp_ns} to {header.max_timestamp_ns} ns: "
+                f"must be at least 0 and at most {latest_ns} (message_timestamp_after_max)",
+                code=Code.INVALID_TIMESTAMP,
+            )
+
+    def _admit(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> Appended:
+        base_offset = self.next_offset
+        # Append time never goes back within a log, whatever the wall clock does.
+        append_time_ns = max(now_ns, self._last_append_time_ns)
+        target = (
+            memoryview(bytearray(len(frame)))
+            if self.ring is None
+            else self.ring.reserve(len(frame), base_offset)
+        )
+        target[:] = frame
+        stamp(
+            target,
+            base_offset=base_offset,
+            leader_epoch=self.leader_epoch,
+            append_time_ns=append_time_ns,
+            topic_id=self.topic_id,
+            partition=self.name.partition,
+        )
+        undo = self.log.producers.apply(
+            header, base_offset, append_time_ns, self._clock.monotonic_ns()
+        )
+        self._undo.append(undo)
+        self._pending.append((batches.decode_header(target), target))
+        self._last_append_time_ns = append_time_ns
+        self.next_offset = base_offset + header.record_count
+        return Appended(base_offset, self.next_offset, append_time_ns)
+
+    def flush(self) -> DiskFull | None:
+        """Write and publish what this turn appended. DiskFull is returned: all of it was taken back."""
+        if not self._pending:
+            return None
+        try:
+            self.log.append(self._pending, self._clock.monotonic_ns())
+        except DiskFull as error:
+            self._take_back()
+            return error
+        self._pending.clear()
+        self._undo.clear()
+        moved = self.ledger.written(self.next_offset)
+        if self.ring is not None:
+            self._unsettled.append((self.next_offset, self.ring.publish()))
+            if moved:
+                self._publish_high_watermark()
+        return None
+
+    def _take_back(self) -> None:
+        for undo in reversed(self._undo):
+            self.log.producers.undo(undo)
+        self._undo.clear()
+        self._pending.clear()
+        if self.ring is not None:
+            self.ring.abort()
+        self.next_offset = self.log.log_end_offset
+        self._last_append_time_ns = self.log.last_append_time_ns
+
+    def synced(self, end_offset: int) -> bool:
+        """A sync covers all below `end_offset`; True if the high watermark moved."""
+        moved = self.ledger.synced(end_offset)
+        if moved:
+            self._publish_high_watermark()
+        return moved
+
+    def configure(self, config: TopicConfig) -> bool:
+        """New settings; True if the high watermark moved."""
+        self.config = self.log.config = config
+        moved = self.ledger.set_durability(config.durability)
+        if moved:
+            self._publish_high_watermark()
+        return moved
+
+    def _publish_high_watermark(self) -> None:
+        # The ring knows positions only: the newest one whose batch ends at or below the high watermark.
+        position = -1
+        while self._unsettled and self._unsettled[0][0] <= self.ledger.high_watermark:
+            position = self._unsettled.popleft()[1]
+        if position >= 0 and self.ring is not None:
+            self.ring.set_high_watermark(position)
+
+    # -- read -----------------------------------------------------------------------------------------
+
+    @property
+    def high_watermark(self) -> int:
+        """Records below it are committed and visible."""
+        return self.ledger.high_watermark
+
+    @property
+    def log_start(self) -> int:
+        """The first offset that can be read."""
+        return self.log.log_start_offset
+
+    def check_offset(self, offset: int) -> None:
+        """Raises OffsetOutOfRange (1) below the log start or beyond the end."""
+        if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
+            raise OffsetOutOfRange(
+                f"{self.name}: offset {offset} is out of range, the log holds "
+                f"{self.log.log_start_offset} to {self.high_watermark}",
+                log_start=self.log.log_start_offset,
+                high_watermark=self.high_watermark,
+            )
+
+    def read(self, offset: int, max_bytes: int) -> Fetched:
+        """Whole committed batches from the one that holds `offset`: at least one if there is any."""
+        self.check_offset(offset)
+        end = self.high_watermark
+        data = b""
+        if offset < end:
+            data = self._read_ring(offset, max_bytes) or self.log.read(
+                offset, max_bytes=max_bytes, end_offset=end
+            )
+        return Fetched(data, end, self.log.log_start_offset)
+
+    def _read_ring(self, offset: int, max_bytes: int) -> bytes:
+        """From the ring, if the offset is still there; else nothing."""
+        if self._reader is None or self._unsettled:
+            return b""
+        position = self._reader.seek(offset)
+        if position is None:
+            return b""
+        # The index leads to a batch a little before the wanted one; a second look gets what was cut.
+        chunk = self._reader.read(position, max_bytes + self.config.max_message_bytes)
+        if chunk is None:
+            return b""
+        view = memoryview(chunk.data)
+        start = end = -1
+        for at, header in batches.iterate(view):
+            if start < 0 and header.end_offset > offset:
+                start = at
+            if start >= 0:
+                if end > start and at + header.batch_size - start > max_bytes:
+                    break
+                end = at + header.batch_size
+        return bytes(view[start:end]) if end > start >= 0 else b""
+
+    # -- ring -----------------------------------------------------------------------------------------
+
+    def attach_ring(self, ring: RingWriter, reader: RingReader, memory: SharedMemory) -> None:
+        """Use a fresh ring from the next append on. Between turns only."""
+        assert not self._pending
+        self.ring, self._reader, self.memory = ring, reader, memory
+        self.ring_state = "ring"
+
+    def detach_ring(self) -> None:
+        """Stop using the ring: readers see it sealed and go to the socket."""
+        if self.ring is not None:
+            self.ring.seal()
+        if self._reader is not None:
+            self._reader.close()
+        self.ring = self._reader = self.memory = None
+        self._unsettled.clear()
+
+    def trim(self, offset: int) -> list[object]:
+        """Raise the log start (delete-records). Returns the file jobs to run."""
+        jobs = list(self.log.set_log_start(offset))
+        if self.ring is not None and self._reader is not None:
+            position = self.ring.tail
+            if offset < self.next_offset:
+                position = self._first_position_at(offset)
+            self.ring.drop_below(position)
+        return jobs
+
+    def _first_position_at(self, offset: int) -> int:
+        """The ring position of the first batch that begins at or above `offset`."""
+        assert self._reader is not None
+        assert self.ring is not None
+        position = self._reader.seek(offset)
+        if position is None:
+            return self.ring.oldest_valid
+        while position < self.ring.tail:
+            chunk = self._reader.read(position, self.config.ring_bytes, end=self.ring.tail)
+            if chunk is None or not chunk.data:
+                break
+            for at, header in batches.iterate(memoryview(chunk.data)):
+                if header.base_offset >= offset:
+                    return chunk.position + at
+                position = chunk.position + at + header.batch_size
+        return self.ring.tail

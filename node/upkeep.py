@@ -1,0 +1,128 @@
+"""What partitions need beside appends: syncs, preallocation, checkpoints. Done by workers, decided here.
+
+Group commit: a log has at most one sync under way. What is written meanwhile is covered by the next one, which
+begins the moment the first has ended, so at `disk` acks wait for at most two syncs however many producers there
+are. At `os` a log is synced `sync_interval` after its first write since the last sync.
+
+A failed sync, checkpoint or unlink is an OSError out of `turn`: it ends the broker (what is in the page cache
+after a failed sync looks clean and is not). Lack of space for preallocation is only said: the append itself
+decides.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from node import journal
+from node.io.workers import Lane, Workers
+from node.partition import Partition
+from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
+from shmlog.errors import DiskFull
+
+CHECKPOINT_INTERVAL_NS = NS_PER_S
+
+
+class Upkeep:
+    """Chores of every hosted partition. `settled(partition)` is called when a sync moved the high watermark."""
+
+    def __init__(
+        self, clock: Clock, workers: Workers, settled: Callable[[Partition], None]
+    ) -> None:
+        self._clock = clock
+        self._workers = workers
+        self._settled = settled
+        self._sync_due: dict[Partition, int] = {}
+        self._checkpoint_due: dict[Partition, int] = {}
+        self._syncing: set[Partition] = set()
+        self._allocating: set[Partition] = set()
+        self._checkpointing: set[Partition] = set()
+
+    def written(self, partition: Partition) -> None:
+        """The partition's log has grown."""
+        now_ns = self._clock.monotonic_ns()
+        self._checkpoint_due.setdefault(partition, now_ns + CHECKPOINT_INTERVAL_NS)
+        if partition.config.durability == "disk":
+            self._sync_due[partition] = now_ns
+        else:
+            interval_ns = partition.config.sync_interval * NS_PER_MS
+            self._sync_due.setdefault(partition, now_ns + interval_ns)
+        if partition not in self._allocating:
+            self._allocate(partition)
+
+    def trimmed(self, partition: Partition) -> None:
+        """The partition's log start has moved: soon a checkpoint."""
+        self._checkpoint_due.setdefault(partition, self._clock.monotonic_ns())
+
+    def forget(self, partition: Partition) -> None:
+        """The partition is closed."""
+        self._sync_due.pop(partition, None)
+        self._checkpoint_due.pop(partition, None)
+
+    def turn(self) -> None:
+        """Begin what is due."""
+        now_ns = self._clock.monotonic_ns()
+        for partition in [p for p, due in self._sync_due.items() if due <= now_ns]:
+            if partition not in self._syncing:
+                self._sync(partition)
+        for partition in [p for p, due in self._checkpoint_due.items() if due <= now_ns]:
+            if partition not in self._checkpointing:
+                self._checkpoint(partition)
+
+    def next_deadline_ns(self) -> int | None:
+        """When something is due next (what already runs comes back by itself)."""
+        due = [at for p, at in self._sync_due.items() if p not in self._syncing]
+        due += [at for p, at in self._checkpoint_due.items() if p not in self._checkpointing]
+        return min(due, default=None)
+
+    def _sync(self, partition: Partition) -> None:
+        del self._sync_due[partition]
+        job = partition.log.sync_job()
+        if job is None:
+            return
+        self._syncing.add(partition)
+        self._workers.submit(Lane.SYNC, job.run, partial(self._synced, partition, job))
+
+    def _synced(
+        self, partition: Partition, job: Any, _: object, error: BaseException | None
+    ) -> None:
+        self._syncing.discard(partition)
+        if error is not None:
+            raise error
+        partition.log.finish_sync(job)
+        if partition.synced(partition.log.synced_end_offset):
+            self._settled(partition)
+
+    def _allocate(self, partition: Partition) -> None:
+        job = partition.log.allocation_job()
+        if job is None:
+            return
+        self._allocating.add(partition)
+        self._workers.submit(Lane.FILES, job.run, partial(self._allocated, partition, job))
+
+    def _allocated(
+        self, partition: Partition, job: Any, _: object, error: BaseException | None
+    ) -> None:
+        self._allocating.discard(partition)
+        if isinstance(error, DiskFull) or (
+            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        ):
+            journal.warning("no space to preallocate", partition=str(partition.name))
+        elif error is not None:
+            raise error
+        partition.log.finish_allocation(job)
+
+    def _checkpoint(self, partition: Partition) -> None:
+        del self._checkpoint_due[partition]
+        job = partition.log.checkpoint_job(partition.high_watermark)
+        if job is None:
+            return
+        self._checkpointing.add(partition)
+        self._workers.submit(Lane.FILES, job.run, partial(self._checkpointed, partition))
+
+    def _checkpointed(self, partition: Partition, _: object, error: BaseException | None) -> None:
+        self._checkpointing.discard(partition)
+        if error is not None:
+            raise error

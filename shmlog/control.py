@@ -1,0 +1,123 @@
+"""What a supervisor is asked and says: its control socket's messages, its events, and how to ask.
+
+Framing is that of the brokers: one multipart message `[header][frame]...`, the header a map with
+names.
+
+    {"op":"status","id":1}  ->  {"id":1,"error":0,"brokers":[{"broker","pid","state","restarts"}]}
+    {"op":"down","id":2}    ->  the same, once every broker has ended
+
+Events are one JSON object a line on the supervisor's standard error: {"event": ..., ...}.
+
+`ask` is a zmq owner of its own, apart from the client's: one request, one answer, one socket that
+lives as long as the call; it waits for the answer or for the supervisor's death, whichever comes
+first.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from shmlog import process
+from shmlog.directory import SupervisorEntry
+from shmlog.errors import BrokerGone, RequestTimedOut, from_wire
+from shmlog.protocol.header import Codec, decode, encode
+
+
+class State(enum.StrEnum):
+    """What a supervisor knows of a broker."""
+
+    STARTING = "starting"  # the process runs, it does not serve yet
+    READY = "ready"  # it has published its registration, so it serves
+    BACKOFF = "backoff"  # it died, the next one is due soon
+    STOPPED = "stopped"  # it ended and is not started again
+
+
+class BrokerStatus(Struct, frozen=True, kw_only=True):
+    """One broker of a supervisor; `pid` is None while no process runs."""
+
+    broker: int
+    pid: int | None
+    state: State
+    restarts: int
+
+
+class StatusAnswer(Struct, kw_only=True):
+    """The answer to both operations; with an error, `name` and `message` say which."""
+
+    id: int | None = None
+    error: int = 0
+    name: str = ""
+    message: str = ""
+    brokers: list[BrokerStatus] = []
+
+
+def ask(supervisor: SupervisorEntry, op: str, timeout_s: float) -> StatusAnswer:
+    """Put one question to a supervisor.
+
+    Raises:
+        RequestTimedOut: no answer within `timeout_s`.
+        BrokerGone: the supervisor died before it answered.
+        ShmlogError: it refused.
+    """
+    import zmq
+
+    death = process.open_pidfd(supervisor.pid)
+    if death is None:
+        raise BrokerGone(f"the supervisor (pid {supervisor.pid}) is gone")
+    context = zmq.Context()
+    try:
+        socket = context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(supervisor.endpoints["control"])
+        socket.send_multipart([encode({"op": op, "id": 1}, Codec.JSON)])
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(death, zmq.POLLIN)
+        events = poller.poll(int(timeout_s * 1000))
+        if not socket.poll(0):  # an answer counts even if the supervisor has ended since
+            who = f"the supervisor (pid {supervisor.pid})"
+            if events:
+                raise BrokerGone(f"{who} ended before it answered {op!r}")
+            raise RequestTimedOut(f"{who} did not answer {op!r} within {timeout_s:g} s")
+        answer = decode(socket.recv_multipart()[0], StatusAnswer)
+    finally:
+        context.destroy(linger=0)
+        os.close(death)
+    if answer.error:
+        raise from_wire(answer.error, answer.message)
+    return answer
+
+
+def cause_of_death(event: Mapping[str, Any]) -> str:
+    """How a process ended, for people: "killed by signal 9" or "ended with exit code 8"."""
+    if "signal" in event:
+        return f"killed by signal {event['signal']}"
+    return f"ended with exit code {event['code']}"
+
+
+def event_text(event: Mapping[str, Any]) -> str:
+    """A supervisor's event as one line for people."""
+    who = f"broker {event.get('broker')} (pid {event.get('pid')})"
+    match event["event"]:
+        case "started":
+            return f"supervisor (pid {event['pid']}) on {event['directory']}"
+        case "ready":
+            return f"broker {event['broker']}   ready   pid {event['pid']}"
+        case "exit":
+            text = f"{who} {cause_of_death(event)}"
+            if "backoff_ms" in event:
+                return f"{text}; restarting in {event['backoff_ms']} ms"
+            return f"{text}; not started again" if event.get("unexpected") else text
+        case "killed":
+            return f"{who} did not stop within {event['waited_ms']} ms: killed"
+        case "stopping":
+            return f"stopping: {event['reason']}"
+        case "stopped":
+            return "stopped"
+        case other:
+            return str(other)

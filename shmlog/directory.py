@@ -1,0 +1,477 @@
+"""The cluster directory: what is in it, who lives there, and how it is found.
+
+    DIR/                0700, of the user who runs the cluster
+      cluster.toml      format, cluster id, broker ids, defaults of topics and settings
+      run/              broker-N.json supervisor.json   who lives (registry.py)
+                        broker-N.sock supervisor.sock   where they listen
+                        broker-N.shm                    names of its shared memory
+                        broker-N.log supervisor.log     of detached processes
+      broker-N/         data, `lock`, `incarnation`
+
+A directory that other users may write to, or that belongs to somebody else, is refused: whoever may
+enter it may do everything. A cluster is found by option, then environment, then the `shmlog dev`
+that this user runs; two candidates are an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import stat
+import string
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from shmlog import clock, process, registry
+from shmlog.errors import ClusterNotFound, InvalidConfig
+from shmlog.registry import MemoryList, Registration, lock_data_dir, next_incarnation
+from shmlog.settings import (
+    CLUSTER_SETTINGS,
+    TOPIC_SETTINGS,
+    ClusterConfig,
+    TopicConfig,
+    check_all,
+)
+
+__all__ = [
+    "BrokerEntry",
+    "ClusterFile",
+    "Location",
+    "MemoryList",
+    "Registration",
+    "SupervisorEntry",
+    "create_cluster",
+    "find_cluster",
+    "load_cluster",
+    "lock_data_dir",
+    "next_incarnation",
+    "read_brokers",
+    "read_entries",
+    "read_supervisor",
+    "unlink_memory_of_dead",
+]
+
+FORMAT = 1
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), less its closing NUL
+_KEYS = ("format", "cluster", "brokers", "topic", "settings")
+_ID_LETTERS = string.ascii_letters + string.digits
+_OWN_FILES = ("run", "lost+found")  # may lie in a directory that has no cluster.toml yet
+
+Where = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """`cluster.toml`, checked. `topic_defaults` holds what the file sets, under native names."""
+
+    path: Path
+    cluster: str
+    brokers: tuple[int, ...]
+    topic_defaults: dict[str, Any]
+    settings: ClusterConfig
+
+
+class BrokerEntry(Struct, frozen=True, kw_only=True):
+    """`run/broker-N.json`: one incarnation of a broker. `started` is wall-clock ns."""
+
+    kind: str = "broker"
+    v: int = 1
+    cluster: str
+    broker: int
+    incarnation: int
+    pid: int
+    boot_id: str
+    endpoints: dict[str, str]  # client: an ipc:// address
+    started: int
+
+
+class SupervisorEntry(Struct, frozen=True, kw_only=True):
+    """`run/supervisor.json`. `started` is wall-clock ns."""
+
+    kind: str = "supervisor"
+    v: int = 1
+    cluster: str
+    pid: int
+    boot_id: str
+    endpoints: dict[str, str]  # control: an ipc:// address
+    started: int
+
+
+class DevEntry(Struct, frozen=True, kw_only=True):
+    """`dev-PID.json` outside the directory: a `shmlog dev` of this user."""
+
+    kind: str = "dev"
+    v: int = 1
+    directory: str
+    pid: int
+    boot_id: str
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a client goes: a cluster directory, or one broker's endpoint; exactly one is set."""
+
+    directory: Path | None
+    endpoint: str | None
+
+
+# -- places ---------------------------------------------------------------------------------------
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The directory as the registry names it; symbolic links stay: they may keep it short."""
+    return Path(os.path.abspath(path))
+
+
+def cluster_file(path: Path) -> Path:
+    """`cluster.toml`."""
+    return path / "cluster.toml"
+
+
+def run_dir(path: Path) -> Path:
+    """Sockets, registry, logs: all that means nothing after a reboot."""
+    return absolute(path) / "run"
+
+
+def _socket(path: Path, name: str) -> Path:
+    file = run_dir(path) / name
+    size = len(os.fsencode(file))
+    if size > SOCKET_PATH_BYTES_MAX:
+        raise InvalidConfig(
+            f"socket path is {size} bytes, the system allows {SOCKET_PATH_BYTES_MAX}: "
+            f"choose a shorter --dir ({file})",
+            size=size,
+        )
+    return file
+
+
+def client_socket(path: Path, broker: int) -> Path:
+    """Where a broker's clients connect. Raises InvalidConfig: too long for a socket."""
+    return _socket(path, f"broker-{broker}.sock")
+
+
+def supervisor_socket(path: Path) -> Path:
+    """The supervisor's control socket. Raises InvalidConfig: too long for a socket."""
+    return _socket(path, "supervisor.sock")
+
+
+def data_dir(path: Path, broker: int) -> Path:
+    """A broker's data."""
+    return absolute(path) / f"broker-{broker}"
+
+
+def registry_file(path: Path, broker: int) -> Path:
+    """A broker's registration."""
+    return run_dir(path) / f"broker-{broker}.json"
+
+
+def supervisor_file(path: Path) -> Path:
+    """The supervisor's registration."""
+    return run_dir(path) / "supervisor.json"
+
+
+def memory_list_file(path: Path, broker: int) -> Path:
+    """The names of a broker's shared-memory objects."""
+    return run_dir(path) / f"broker-{broker}.shm"
+
+
+def broker_log(path: Path, broker: int) -> Path:
+    """What a detached broker writes to its standard streams."""
+    return run_dir(path) / f"broker-{broker}.log"
+
+
+def supervisor_log(path: Path) -> Path:
+    """What a detached supervisor writes to its standard streams."""
+    return run_dir(path) / "supervisor.log"
+
+
+# -- cluster.toml ---------------------------------------------------------------------------------
+
+
+def create_cluster(
+    path: Path,
+    brokers: int,
+    *,
+    topic: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ClusterFile:
+    """Make the directory and its `cluster.toml` with a new id; a faster process's file is kept.
+
+    Raises: InvalidConfig: a setting is wrong, the directory is not ours, or holds something else.
+    """
+    if brokers != 1:
+        raise InvalidConfig(f"{brokers} brokers: there is one broker in this version; use -n 1")
+    path = absolute(path)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cluster_file(path).exists():
+        raise InvalidConfig(f"{cluster_file(path)} exists")
+    strangers = [x for x in os.listdir(path) if x not in _OWN_FILES and not x.endswith(".tmp")]
+    if strangers:
+        raise InvalidConfig(
+            f"{path} holds {strangers[0]!r} and no cluster.toml: choose an empty or a new --dir"
+        )
+    _check_owner(path)
+    path.chmod(0o700)
+    run_dir(path).mkdir(mode=0o700, exist_ok=True)
+    rng = random.SystemRandom()
+    lines = [
+        f"format = {FORMAT}",
+        f'cluster = "{"".join(rng.choices(_ID_LETTERS, k=22))}"',
+        f"brokers = {list(range(brokers))}",
+    ]
+    for title, values, table in (
+        ("topic", topic or {}, TOPIC_SETTINGS),
+        ("settings", settings or {}, CLUSTER_SETTINGS),
+    ):
+        checked = check_all(values, table)
+        lines += ["", f"[{title}]"] if checked else []
+        lines += [f"{name} = {json.dumps(value)}" for name, value in checked.items()]
+    text = "\n".join(lines) + "\n"
+    _parse(path, text)
+    try:
+        registry.write_durably(cluster_file(path), text.encode(), replace=False)
+    except FileExistsError:
+        pass
+    return load_cluster(path)
+
+
+def load_cluster(path: Path) -> ClusterFile:
+    """Read and check `cluster.toml`.
+
+    Raises:
+        ClusterNotFound: there is none.
+        InvalidConfig: an unknown key, a value out of bounds, another format, or a directory that
+            belongs to somebody else or that others may write to.
+    """
+    path = absolute(path)
+    try:
+        text = cluster_file(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ClusterNotFound(f"no cluster in {path}: there is no cluster.toml") from None
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{cluster_file(path)}: {error}") from None
+    _check_owner(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o022:
+        raise InvalidConfig(f"{path} has mode {mode:04o}: others may write to it; chmod 700 it")
+    return _parse(path, text)
+
+
+def _check_owner(path: Path) -> None:
+    owner = path.stat().st_uid
+    if owner != os.geteuid():
+        raise InvalidConfig(f"{path} belongs to uid {owner}, this process runs as {os.geteuid()}")
+
+
+def _parse(path: Path, text: str) -> ClusterFile:
+    try:
+        return _checked(path, tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, InvalidConfig) as error:
+        raise InvalidConfig(f"{cluster_file(path)}: {error}") from None
+
+
+def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
+    for key in toml:
+        if key not in _KEYS:
+            near = get_close_matches(key, _KEYS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_KEYS)}"
+            raise InvalidConfig(f"unknown key {key!r}; {hint}")
+    if toml.get("format") != FORMAT:
+        raise InvalidConfig(f"format {toml.get('format')!r}: this version reads {FORMAT}")
+    cluster, brokers = toml.get("cluster"), toml.get("brokers")
+    if not (isinstance(cluster, str) and cluster.isalnum() and cluster.isascii()):
+        raise InvalidConfig(f"cluster = {cluster!r}: must be letters and digits")
+    if not (isinstance(brokers, list) and all(type(b) is int for b in brokers)):
+        raise InvalidConfig(f"brokers = {brokers!r}: must be a list of whole numbers")
+    if len(brokers) != 1 or brokers[0] < 0:
+        raise InvalidConfig(f"brokers = {brokers!r}: there is one broker in this version")
+    for title in ("topic", "settings"):
+        if not isinstance(toml.get(title, {}), dict):
+            raise InvalidConfig(f"{title} must be a table: [{title}]")
+    topic_defaults = check_all(toml.get("topic", {}), TOPIC_SETTINGS)
+    TopicConfig(**topic_defaults)
+    settings = ClusterConfig(**check_all(toml.get("settings", {}), CLUSTER_SETTINGS))
+    return ClusterFile(path, cluster, tuple(brokers), topic_defaults, settings)
+
+
+# -- who lives ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSeen:
+    """A broker's registration, whether it lives, and `died_ns` (wall) if its death was seen."""
+
+    entry: BrokerEntry
+    alive: bool
+    died_ns: int | None
+
+    def __str__(self) -> str:
+        who = f"broker {self.entry.broker} (pid {self.entry.pid})"
+        if self.alive:
+            return f"{who} runs"
+        if self.died_ns is None:
+            return f"{who} is dead"
+        age_ms = max(0, clock.SYSTEM_CLOCK.wall_ns() - self.died_ns) // clock.NS_PER_MS
+        return f"{who} died {age_ms} ms ago"
+
+
+def read_entries(path: Path) -> dict[int, BrokerSeen]:
+    """Every broker's last registration, of the living and of those who did not stop cleanly."""
+    seen: dict[int, BrokerSeen] = {}
+    for file in sorted(run_dir(path).glob("broker-*.json")):
+        found = registry.read(file, BrokerEntry)
+        if found is not None:
+            entry = found.entry
+            died_ns = found.stamped_ns if found.stamped_ns > entry.started else None
+            seen[entry.broker] = BrokerSeen(entry, found.alive, None if found.alive else died_ns)
+    return seen
+
+
+def read_brokers(path: Path) -> dict[int, BrokerEntry]:
+    """The living brokers, by id."""
+    return {broker: seen.entry for broker, seen in read_entries(path).items() if seen.alive}
+
+
+def read_supervisor(path: Path) -> SupervisorEntry | None:
+    """The living supervisor's entry; None if there is none."""
+    found = registry.read(supervisor_file(path), SupervisorEntry)
+    return found.entry if found is not None and found.alive else None
+
+
+def nobody_lives(path: Path) -> ClusterNotFound:
+    """The error for a directory without a living broker: says who died, and when if known."""
+    if not cluster_file(path).exists():
+        return ClusterNotFound(
+            f"no cluster in {path}: there is no cluster.toml\n  start one:  shmlog up --dir {path}"
+        )
+    dead = ", ".join(map(str, read_entries(path).values()))
+    why = f": {dead}" if dead else ""
+    return ClusterNotFound(
+        f"no broker of {path} is running{why}\n  start it:  shmlog up --dir {path}"
+    )
+
+
+def stamp_death(path: Path, broker: int) -> None:
+    """Note in the registration of a dead broker that it died now. Only for whoever saw it die."""
+    file = registry_file(path, broker)
+    if not process.is_locked(file):
+        now_ns = clock.SYSTEM_CLOCK.wall_ns()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(file, ns=(now_ns, now_ns))
+
+
+def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
+    """Unlink the shared memory that a dead incarnation left, by its list; return the names on it.
+
+    Does nothing while the broker lives, be it before or after its registration; the broker itself
+    may call this when it has locked its data directory, before it makes memory of its own.
+    """
+    from shmlog.ring import posix
+
+    if process.is_locked(registry_file(path, broker)):
+        return []
+    if registry.data_dir_owner(data_dir(path, broker)) not in (None, os.getpid()):
+        return []
+    listed = MemoryList(memory_list_file(path, broker))
+    names = listed.names()
+    for name in names:
+        posix.unlink(name)
+    listed.clear()
+    return names
+
+
+# -- finding a cluster ----------------------------------------------------------------------------
+
+
+def find_cluster(where: Where = None) -> Location:
+    """The cluster meant: `where` > SHMLOG_DIR or SHMLOG_ENDPOINT > this user's `shmlog dev`.
+
+    Raises:
+        ClusterNotFound: nothing is named and no `shmlog dev` runs.
+        InvalidConfig: two candidates, or an endpoint that is not ipc://.
+    """
+    if where is not None:
+        return _location(where)
+    named = [x for x in ("SHMLOG_DIR", "SHMLOG_ENDPOINT") if os.environ.get(x)]
+    if len(named) == 2:
+        raise InvalidConfig("SHMLOG_DIR and SHMLOG_ENDPOINT are both set: choose with -d DIR")
+    if named == ["SHMLOG_DIR"]:
+        return Location(absolute(os.environ["SHMLOG_DIR"]), None)
+    if named:
+        return _location(_as_endpoint(os.environ["SHMLOG_ENDPOINT"]))
+    running = [x.entry.directory for x in _read_dev() if x.alive]
+    if len(running) > 1:
+        names = " and ".join(sorted(running))
+        raise InvalidConfig(f"{len(running)} clusters are running: {names}: choose with -d DIR")
+    if not running:
+        raise ClusterNotFound(
+            "no cluster found: SHMLOG_DIR is not set, no `shmlog dev` is running\n"
+            "  start one:  shmlog dev          or name one:  shmlog -d DIR ..."
+        )
+    return Location(Path(running[0]), None)
+
+
+def _as_endpoint(text: str) -> str:
+    if "://" not in text:
+        raise InvalidConfig(f"not an endpoint: {text!r}; write ipc:///DIR/run/broker-0.sock")
+    return text
+
+
+def _location(where: str | os.PathLike[str]) -> Location:
+    text = os.fspath(where)
+    scheme, colon, _ = text.partition("://")
+    if not colon:
+        return Location(absolute(text), None)
+    if scheme != "ipc":
+        raise InvalidConfig(f"endpoint {text!r}: this version speaks ipc:// only")
+    return Location(None, text)
+
+
+def _dev_dir() -> Path:
+    """Where this user's `shmlog dev` processes register; made 0700."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.path.isdir(runtime):
+        place = Path(runtime) / "shmlog"
+    else:
+        place = Path(f"/tmp/shmlog-{os.getuid()}")
+    place.mkdir(mode=0o700, exist_ok=True)
+    info = place.lstat()
+    if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode) or info.st_mode & 0o022:
+        raise InvalidConfig(f"{place} is not a directory of yours alone: remove it")
+    return place
+
+
+def _read_dev() -> list[registry.Found]:
+    files = sorted(_dev_dir().glob("dev-*.json"))
+    return [x for file in files if (x := registry.read(file, DevEntry)) is not None]
+
+
+@contextlib.contextmanager
+def register_dev(path: Path) -> Iterator[None]:
+    """While open, clients of this user find `path` without naming it. Removes dead entries."""
+    place = _dev_dir()
+    for file in place.glob("dev-*.json"):
+        if not process.is_locked(file):
+            file.unlink(missing_ok=True)
+    registration = Registration(place / f"dev-{os.getpid()}.json")
+    registration.publish(
+        DevEntry(
+            directory=str(absolute(path)),
+            pid=os.getpid(),
+            boot_id=process.boot_id(),
+            started=clock.SYSTEM_CLOCK.wall_ns(),
+        )
+    )
+    try:
+        yield
+    finally:
+        registration.close()

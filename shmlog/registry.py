@@ -1,0 +1,213 @@
+"""Files whose lock tells that their owner lives.
+
+A *registration* is a JSON file that is written to a temporary name, locked with flock, renamed, and
+kept locked while its process lives. So a reader never sees half a file, and a free lock is a proof
+of death: the kernel frees it whatever killed the process, while a pid may have a new owner by now.
+
+Invariants:
+
+- content and lock are read through one descriptor, so both belong to the same process;
+- at most one process publishes a name: whoever loses the race for the temporary file, or finds the
+  published one locked, is refused and changes nothing;
+- the modification time is the start until whoever saw the owner die sets it to the time of death.
+
+Beside them: the lock of a data directory, the counter of its incarnations, and the list of
+shared-memory names, written before each object is made, so that nothing is left without a name.
+Cluster files are no log: they are written here, with plain system calls.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from shmlog import process
+from shmlog.errors import InvalidConfig
+
+_T = TypeVar("_T")
+_MEMORY_NAME = re.compile(r"/sl[A-Za-z0-9]{1,28}")
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(file: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a small file as a whole: readers and crashes see the old content or the new one.
+
+    Raises: FileExistsError: the file is there and `replace` is False.
+    """
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, _NEW_FILE | os.O_TRUNC, 0o600)
+    try:
+        os.write(fd, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        if replace:
+            os.replace(temporary, file)
+        else:
+            os.link(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(file.parent)
+
+
+class Found(NamedTuple):
+    """A registration as read: the entry, whether its process lives, when the file was stamped."""
+
+    entry: Any
+    alive: bool
+    stamped_ns: int  # wall clock; after entry.started only if somebody saw the death
+
+
+def read(file: Path, kind: type[_T]) -> Found | None:
+    """The registration in `file`; None if there is none, or only what a power cut left of one."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        size = os.fstat(fd).st_size
+        content = os.read(fd, size)
+        alive = process.lock_is_held(fd)
+        stamped_ns = os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)
+    try:
+        return Found(msgspec.json.decode(content, type=kind), alive, stamped_ns)
+    except msgspec.MsgspecError:
+        return None
+
+
+class Registration:
+    """This process's own entry in a registry file; held from `publish` to `close` or death."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._fd = -1
+
+    def publish(self, entry: msgspec.Struct) -> None:
+        """Make the entry visible and lock it. The entry's `started` becomes the file's time.
+
+        Raises: InvalidConfig: a living process holds this name.
+        """
+        temporary = self.file.with_suffix(".new")
+        fd = os.open(temporary, _NEW_FILE, 0o600)
+        try:
+            if not process.lock_exclusive(fd) or process.is_locked(self.file):
+                raise InvalidConfig(f"{self.file} belongs to a living process")
+            os.ftruncate(fd, 0)
+            os.write(fd, msgspec.json.encode(entry) + b"\n")
+            started: int = getattr(entry, "started")  # noqa: B009 - every kind of entry has it
+            os.utime(fd, ns=(started, started))
+            os.rename(temporary, self.file)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def close(self, *, remove: bool = True) -> None:
+        """Give the name up; `remove` unlinks the file (a clean stop). May be called twice."""
+        if self._fd < 0:
+            return
+        if remove and self._is_mine():
+            self.file.unlink()
+        os.close(self._fd)
+        self._fd = -1
+
+    def _is_mine(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.file), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+
+def lock_data_dir(data_dir: Path) -> int:
+    """Take a broker's data directory (made if missing) for this process: a descriptor to keep open.
+
+    Raises: InvalidConfig: another process has it; names its pid.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while not process.lock_exclusive(fd):
+        if not process.lock_is_held(fd):
+            continue  # somebody has only just asked who the owner is
+        owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise InvalidConfig(f"a broker already runs on {data_dir} (pid {owner})", pid=owner)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def data_dir_owner(data_dir: Path) -> int | None:
+    """The pid of the living process that has locked the data directory; None if nobody has."""
+    lock = data_dir / "lock"
+    if not process.is_locked(lock):
+        return None
+    text = lock.read_text().strip()
+    return int(text) if text.isdigit() else -1
+
+
+def next_incarnation(data_dir: Path) -> int:
+    """Count one more start of this data directory; durable before it returns, so never given twice.
+
+    Raises: InvalidConfig: the counter is damaged. Guessing could give a number of the past again.
+    """
+    counter = data_dir / "incarnation"
+    try:
+        text = counter.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        text = "0"
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise InvalidConfig(
+            f"{counter} is damaged: {text[:40]!r} is not a count of starts; write a number into it "
+            "that is above every incarnation this broker has had"
+        )
+    incarnation = int(text) + 1
+    write_durably(counter, b"%d\n" % incarnation)
+    return incarnation
+
+
+class MemoryList:
+    """The names of a broker's shared-memory objects, one a line, each written before creation."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def append(self, name: str) -> None:
+        """Put a name on record. To be called before the object is created."""
+        if not _MEMORY_NAME.fullmatch(name):
+            raise ValueError(f"not a name of ours: {name!r}")
+        fd = os.open(self.file, _NEW_FILE | os.O_APPEND, 0o600)
+        try:
+            os.write(fd, f"{name}\n".encode())
+        finally:
+            os.close(fd)
+
+    def names(self) -> list[str]:
+        """The names on record, each once; a torn or foreign line is no name."""
+        try:
+            lines = self.file.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        return list(dict.fromkeys(x for x in lines if _MEMORY_NAME.fullmatch(x)))
+
+    def clear(self) -> None:
+        """Empty the list: every object on it is gone."""
+        try:
+            os.truncate(self.file, 0)
+        except FileNotFoundError:
+            pass
