@@ -18,9 +18,10 @@ digits). A field without {json} is never null: nothing between two delimiters is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 from shmlog.cli import record_json
 from shmlog.cli.bytes_text import DECODE, Octets, int64, parse_iso
@@ -44,16 +45,53 @@ class Rows:
     def __len__(self) -> int:
         return len(self.values)
 
+    def cut(self, start: int, stop: int) -> Rows:
+        """The rows with indexes start..stop-1."""
+        return self._picked(range(start, min(stop, len(self))))
+
+    def of_partition(self, partition: int) -> Rows:
+        """The rows for one partition, in order."""
+        assert self.partitions is not None
+        return self._picked([i for i, p in enumerate(self.partitions) if p == partition])
+
+    def _picked(self, indexes: Sequence[int]) -> Rows:
+        return Rows(
+            values=[self.values[i] for i in indexes],
+            keys=_picked(self.keys, indexes),
+            headers=_picked(self.headers, indexes),
+            timestamps=_picked(self.timestamps, indexes),
+            partitions=_picked(self.partitions, indexes),
+        )
+
+
+_T = TypeVar("_T")
+
+
+def _picked(column: list[_T] | None, indexes: Sequence[int]) -> list[_T] | None:
+    return None if column is None else [column[i] for i in indexes]
+
 
 class Parser:
     """Reads the records of one input: `feed` each chunk, then `finish`. One thread."""
 
     def __init__(self, text: str) -> None:
         """Raises InvalidConfig for a format that cannot be read, or has what cannot be parsed."""
+        self._text = text
         self._read = _json_lines if text == "json" else _compile(text)
         self._cut = _Cut(b"\n", 1) if text == "json" else _cut_of(tokens_of(text))
         self._tail = b""
         self._count = 0  # pieces read
+
+    def check_free(self, *, key: bool, partition: bool) -> None:
+        """Refuse a key or partition for all records if the format brings one of each.
+
+        Raises: InvalidConfig.
+        """
+        tokens = (Field("k"),) if self._text == "json" else tokens_of(self._text)
+        letters = {token.letter for token in tokens if isinstance(token, Field)}
+        for given, letter, option in ((key, "k", "-k"), (partition, "p", "-p")):
+            if given and letter in letters:
+                raise InvalidConfig(f"format {self._text!r} brings %{letter}: leave out {option}")
 
     def feed(self, chunk: bytes) -> Rows:
         """The records that `chunk` completes.
