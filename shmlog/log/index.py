@@ -14,6 +14,7 @@ import numpy as np
 from shmlog.records.compression import crc32c
 
 _HEAD = struct.Struct("<IIII")
+_EXTENT = struct.Struct("<qqq")  # bytes of log, maximum timestamp, last append time
 _MAGIC = 0x31494C53  # b"SLI1"
 _ENTRY = np.dtype([("offset", "<i8"), ("position", "<i8"), ("max_timestamp_ns", "<i8")])
 
@@ -63,27 +64,27 @@ class SparseIndex:
         last = self._count - 1
         self._last_position = int(positions[last]) if last >= 0 else -self._interval_bytes
 
-    def encode(self, log_size: int) -> bytes:
+    def encode(self, log_size: int, last_append_time_ns: int) -> bytes:
         """The file's bytes, for a segment of `log_size` bytes of batches."""
-        body = struct.pack("<qq", log_size, self.max_timestamp_ns)
+        body = _EXTENT.pack(log_size, self.max_timestamp_ns, last_append_time_ns)
         body += self._entries[: self._count].tobytes()
         return _HEAD.pack(_MAGIC, self._count, self._interval_bytes, crc32c(body)) + body
 
     @classmethod
-    def decode(cls, data: bytes, interval_bytes: int) -> tuple[SparseIndex, int] | None:
-        """(index, bytes of log that it covers); None if the file is damaged."""
-        if len(data) < _HEAD.size + 16:
+    def decode(cls, data: bytes, interval_bytes: int) -> tuple[SparseIndex, int, int] | None:
+        """(index, bytes of log that it covers, last append time); None if the file is damaged."""
+        if len(data) < _HEAD.size + _EXTENT.size:
             return None
         magic, count, interval, crc = _HEAD.unpack_from(data)
         body = data[_HEAD.size :]
-        if magic != _MAGIC or len(body) != 16 + count * _ENTRY.itemsize or crc32c(body) != crc:
+        if magic != _MAGIC or len(body) != _EXTENT.size + count * _ENTRY.itemsize or crc32c(body) != crc:
             return None
-        log_size, max_timestamp_ns = struct.unpack_from("<qq", body)
+        log_size, max_timestamp_ns, last_append_time_ns = _EXTENT.unpack_from(body)
         index = cls(interval or interval_bytes)
-        index._entries = np.frombuffer(body, _ENTRY, count, 16).copy()
+        index._entries = np.frombuffer(body, _ENTRY, count, _EXTENT.size).copy()
         if count == 0:
             index._entries = np.zeros(16, _ENTRY)
         index._count = count
         index._last_position = int(index._entries["position"][count - 1]) if count else -interval
         index.max_timestamp_ns = max_timestamp_ns
-        return index, log_size
+        return index, log_size, last_append_time_ns
