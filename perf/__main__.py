@@ -81,6 +81,7 @@ def consume(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     count = max(_SLICE, int(4_000_000 * arguments.scale) // _SLICE * _SLICE)
     with cluster(ring_bytes="1GiB") as made:
         create_topic(made, "t")
+        harness.make_ring(made, "t")
         _fill(made, count, arguments.size)
         for run in range(arguments.runs):
             for ring, view in ((True, "bytes"), (True, "batches"), (True, "records"), (False, "bytes")):

@@ -127,6 +127,29 @@ def create_topic(made: Cluster, name: str, partitions: int = 1, **configs: Any) 
         admin.create_topic(name, partition_count=partitions, configs=configs)
 
 
+def make_ring(made: Cluster, topic: str) -> None:
+    """Append one record and wait until the partition's ring can be read: it is made at the first append."""
+    from shmlog.client.producer import Producer
+    from shmlog.ring import posix
+    from shmlog.ring.layout import RingIdentity, ring_name
+    from shmlog.ring.reader import RingMismatch, RingReader
+
+    with Producer(where=made.dir) as producer:
+        producer.produce(topic, b"first")
+    with Admin(made.dir) as admin:
+        topic_id = bytes.fromhex(admin.describe_topic(topic).topic_id)
+    entry = directory.read_brokers(made.dir)[0]
+    identity = RingIdentity(entry.cluster, entry.broker, entry.incarnation, topic_id, 0)
+    for _ in range(10_000):
+        try:
+            RingReader(posix.attach(ring_name(identity)), identity)
+        except (FileNotFoundError, RingMismatch):
+            time.sleep(0.001)
+        else:
+            return
+    raise RuntimeError("no ring within 10 s")
+
+
 def facts() -> dict[str, Any]:
     """The machine and the versions."""
     import msgspec
