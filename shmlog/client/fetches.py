@@ -7,8 +7,7 @@ it came.
 
     needs data --request--> in flight --answer--> buffered --next_piece--> user
         ^                       |
-        +---- backoff <- error -+---> error that only the user can settle: raised when the buffer is
-        empty
+        +---- backoff <- error -+---> error for the user: raised when the buffer is empty
 """
 
 from __future__ import annotations
