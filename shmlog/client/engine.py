@@ -150,7 +150,7 @@ class Engine:
         self.lock = threading.RLock()
 
     def close(self) -> None:
-        """Close the sockets; a call that waits in another thread raises ClientClosed. Idempotent."""
+        """The error for a topic that does not exist, with the nearest name."""
         if self._closing is None:
             self._closing = "this client is closed; make a new one"
         transport = self._transport
@@ -162,6 +162,10 @@ class Engine:
                 self._release()
             finally:
                 self.lock.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_transport", None) is not None:
+            self.close()
 
     def _release(self) -> None:
         transport, self._transport = self._transport, None

@@ -76,7 +76,7 @@ class PartitionReader:
         self.retry_at_ns = 0
         self.tail: RingTail | None = None
         self.caught_up = False  # the ring had nothing more
-        self.ring_try = True  # something has changed: look for the ring again
+        self.ring_try = True  # False: the ring did not have the place, and nothing has changed
 
     @property
     def finished(self) -> bool:

@@ -353,7 +353,7 @@ class Producer:
             error = io.topic_errors.pop(topic, None) or self._accumulator.fatal or self._refusal
         if error is None:
             raise BufferFull(
-                f"topic {topic!r}: no metadata within max_block, {self._max_block_ns / NS_PER_S:g} s",
+                f"topic {topic!r}: no metadata within {self._max_block_ns / NS_PER_S:g} s",
                 topic=topic,
             )
         raise error
@@ -391,8 +391,8 @@ class Producer:
             raise self._refusal
         if not fits:
             raise BufferFull(
-                f"{accumulator.buffered} of {accumulator.buffer_bytes} bytes wait for acks, and did "
-                f"for max_block, {self._max_block_ns / NS_PER_S:g} s; the record was not queued",
+                f"{accumulator.buffered} of {accumulator.buffer_bytes} bytes wait for acks, and did  "
+                f"for {self._max_block_ns / NS_PER_S:g} s; the record was not queued",
                 buffered=accumulator.buffered,
                 limit=accumulator.buffer_bytes,
             )
