@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from shmlog.cli.render import integers, pairs, plural, say
-from shmlog.errors import InvalidConfig, ShmlogError, UnknownTopic
+from shmlog.cli.render import integers, pairs, say
+from shmlog.errors import InvalidConfig, ShmlogError
 
 if TYPE_CHECKING:
     from shmlog.cli.main import Settings
@@ -185,10 +185,9 @@ def consume(
     start, stop = parse_range(position)
     selection = Selection(count, None if grep is None else _expression(grep))
     chosen = None if partitions is None else integers(partitions, "-p")
-    names = _matching(settings, topics) if any(map(_is_pattern, topics)) else list(topics)
     receive(
         where=settings.where,
-        topics=names,
+        topics=topics,
         partitions=chosen,
         start=start,
         stop=stop,
@@ -204,30 +203,3 @@ def _expression(grep: str) -> re.Pattern[bytes]:
         return re.compile(os.fsencode(grep))
     except re.error as error:
         raise InvalidConfig(f"--grep {grep!r}: {error}") from None
-
-
-def _is_pattern(topic: str) -> bool:
-    return any(letter in topic for letter in "*?[")
-
-
-def _matching(settings: Settings, given: tuple[str, ...]) -> list[str]:
-    """The topics that names and patterns mean now; internal ones only by a pattern that says so."""
-    from fnmatch import fnmatchcase
-
-    from shmlog.client.admin import Admin
-
-    with Admin(settings.where) as admin:
-        known = admin.list_topics()
-    found: dict[str, None] = {}
-    for topic in given:
-        if not _is_pattern(topic):
-            found[topic] = None
-            continue
-        hidden = not topic.startswith("__")
-        fits = [t for t in known if fnmatchcase(t, topic) and not (hidden and t.startswith("__"))]
-        if not fits:
-            raise UnknownTopic(
-                f"no topic matches {topic!r}; there are {plural(len(known), 'topic')}"
-            )
-        found.update(dict.fromkeys(fits))
-    return list(found)
