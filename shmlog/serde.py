@@ -1,8 +1,8 @@
 """From objects to bytes and back: raw, text, json, msgspec(T), numpy(dtype).
 
 A serde is any object with `encode(obj) -> bytes` and `decode(memoryview) -> obj`; where it has
-`decode_batch(list of bytes or None) -> list` too, a batch costs one call. None stands for "no key" and for a
-deleted value; it never reaches a serde.
+`decode_batch(list of bytes or None) -> list` too, a batch costs one call. None stands for "no key"
+and for a deleted value; it never reaches a serde.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class _Msgspec(Generic[T]):
 
 
 class Numpy:
-    """Fixed-width records: one item of `dtype` a value; a batch is one array without work per record."""
+    """Fixed-width records: one item of `dtype` a value; a batch is one array without work per
+    record.
+    """
 
     def __init__(self, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype)

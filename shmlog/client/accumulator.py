@@ -1,23 +1,27 @@
-"""Records into batches, batches into flight, fates back: the producer's heart, without I/O or threads.
+"""Records into batches, batches into flight, fates back: the producer's heart, without I/O or
+threads.
 
 One queue a partition:
 
-    append --> [open batch] --closed--> batches ... --take_ready--> unresolved (at most 5, in sequence order)
-                                           ^                            |  success, or a final error: done
-                                           +--- after a new epoch ------+  else: rewind
+    append --> [open batch] --closed--> batches ... --take_ready--> unresolved (at most 5,
+                                           ^                            |       in sequence order)
+                                           +--- after a new epoch ------+--> success, final error
 
-- *Natural batching*: the open batch goes out as soon as a slot is free and `linger` is over; while the slots
-  are taken it grows, up to its limit. Sequences are given when a batch first goes out.
-- *Rewind*: after any failure that may be repeated, nothing of the partition goes out until all of it has come
-  back from the wire; then all unresolved batches are sent again in sequence order. So the broker never sees a
-  later one first, and a duplicate is always found in its window of five.
-- *New epoch* (45 or 59 for the oldest batch, or a batch given up after it had a sequence): nothing new goes out
-  anywhere until every batch of every partition has its fate; then epoch + 1, all sequences from 0. Of the
-  partition that failed, batches that surely were not written go out again; those of unknown fate are failed.
-- A fate is *unknown* once an attempt ended without a definite answer; from then on only success settles it.
+- *Natural batching*: the open batch goes out as soon as a slot is free and `linger` is over; while
+  the slots are taken it grows, up to its limit. Sequences are given when a batch first goes out.
+- *Rewind*: after any failure that may be repeated, nothing of the partition goes out until all of
+  it has come back from the wire; then all unresolved batches are sent again in sequence order. So
+  the broker never sees a later one first, and a duplicate is always found in its window of five.
+- *New epoch* (45 or 59 for the oldest batch, or a batch given up after it had a sequence): nothing
+  new goes out anywhere until every batch of every partition has its fate; then epoch + 1, all
+  sequences from 0. Of the partition that failed, batches that surely were not written go out again;
+  those of unknown fate are failed.
+- A fate is *unknown* once an attempt ended without a definite answer; from then on only success
+  settles it.
 
-Nothing is dropped: a batch leaves by `finished`, with offsets or an error. Callers hold one lock around all
-calls; batches handed out by `take_ready` belong to the I/O thread until their fate is reported.
+Nothing is dropped: a batch leaves by `finished`, with offsets or an error. Callers hold one lock
+around all calls; batches handed out by `take_ready` belong to the I/O thread until their fate is
+reported.
 """
 
 from __future__ import annotations
@@ -96,7 +100,9 @@ class Batch:
         self.waiter: threading.Event | None = None
 
     def encode(self, codec: Codec, producer_id: int, epoch: int) -> None:
-        """Make the bytes, or give them to another producer epoch. Raises InvalidRecord and the like."""
+        """Make the bytes, or give them to another producer epoch. Raises InvalidRecord and the
+        like.
+        """
         if self.encoded is not None:
             builder.with_producer(self.encoded, producer_id, epoch, self.sequence)
         elif self.array is not None:
@@ -215,7 +221,9 @@ class Accumulator:
         headers: Headers | None,
         size: int,
     ) -> Delivery:
-        """Put one record into the open batch; `size` is its upper bound in bytes, overhead included."""
+        """Put one record into the open batch; `size` is its upper bound in bytes, overhead
+        included.
+        """
         batch = queue.open
         if batch is None or batch.size + size > queue.limit:
             batch = self.open_batch(queue)
@@ -254,7 +262,7 @@ class Accumulator:
         if batch.headers is not None:
             batch.headers += [()] * len(values)
         batch.values += values  # type: ignore[operator]
-        batch.times += times  # type: ignore[operator,arg-type]
+        batch.times += times  # type: ignore[operator]
         batch.count = first + len(values)
         batch.size += size
         self.buffered += size
@@ -399,7 +407,9 @@ class Accumulator:
         self._finish(batch, None)
 
     def failed(self, batch: Batch, error: ShmlogError, answered: bool, now: int) -> None:
-        """An attempt ended otherwise. `answered`: a broker said so; else the attempt's fate is unknown."""
+        """An attempt ended otherwise. `answered`: a broker said so; else the attempt's fate is
+        unknown.
+        """
         if batch.done:
             return
         queue = batch.queue

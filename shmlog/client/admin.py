@@ -33,8 +33,8 @@ from shmlog.protocol.messages import (
 class Admin:
     """Questions and changes about the cluster. Calls of several threads are served one by one.
 
-    Every call asks any broker, repeats what is retriable with backoff, and raises the broker's error, or
-    RequestTimedOut after `timeout` (default 60 s).
+    Every call asks any broker, repeats what is retriable with backoff, and raises the broker's
+    error, or RequestTimedOut after `timeout` (default 60 s).
     """
 
     def __init__(self, where: Where = None, *, timeout: Duration = API_TIMEOUT_NS / 1e9) -> None:
@@ -63,7 +63,8 @@ class Admin:
         validate_only: bool = False,
         timeout: Duration | None = None,
     ) -> CreateTopicAnswer:
-        """Make a topic; returns when every partition has a leader, or (`ready` False) at the deadline.
+        """Make a topic; returns when every partition has a leader, or (`ready` False) at the
+        deadline.
 
         Raises: TopicExists, InvalidConfig, InvalidRequest (name, partitions, replication factor).
         """
@@ -129,7 +130,9 @@ class Admin:
     def list_offsets(
         self, questions: Iterable[tuple[str, int, int]]
     ) -> dict[tuple[str, int, int], int]:
-        """The offset for each (topic, partition, timestamp ns, or -1 latest, -2 earliest); -1: none."""
+        """The offset for each (topic, partition, timestamp ns, or -1 latest, -2 earliest); -1:
+        none.
+        """
         wanted = [(TopicPartition(t, p), time) for t, p, time in questions]
         self._engine.refresh(sorted({tp.topic for tp, _ in wanted}), self._timeout_ns)
         found = self._engine.list_offsets(wanted, self._timeout_ns)

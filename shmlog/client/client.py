@@ -29,7 +29,9 @@ class Client:
         return self._producer.produce(topic, value, **options)
 
     def consume(self, *topics: str, **options: Any) -> Iterator[Record]:
-        """Records of a consumer of its own; options as of Consumer. It is closed when the loop ends."""
+        """Records of a consumer of its own; options as of Consumer. It is closed when the loop
+        ends.
+        """
         with self.consumer(*topics, **options) as consumer:
             yield from consumer
 
@@ -49,7 +51,9 @@ class Client:
         return self._admin
 
     def close(self) -> None:
-        """Close producer and admin. Raises: DeliveryError: records that were not delivered. Idempotent."""
+        """Close producer and admin. Raises: DeliveryError: records that were not delivered.
+        Idempotent.
+        """
         producer, self._producer = self._producer, None
         admin, self._admin = self._admin, None
         try:

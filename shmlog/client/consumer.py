@@ -1,8 +1,9 @@
 """Records out of topics.
 
-The caller drives: iterating pumps the sockets, there is no thread. Where the leader's ring is on this machine,
-batches come straight from it (ring_tail.py); else, and below the ring, by fetch (fetches.py), with no gap and no
-repeat at any change between the two. Records, batches and arrays are views of one position.
+The caller drives: iterating pumps the sockets, there is no thread. Where the leader's ring is on
+this machine, batches come straight from it (ring_tail.py); else, and below the ring, by fetch
+(fetches.py), with no gap and no repeat at any change between the two. Records, batches and arrays
+are views of one position.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import fnmatch
 import random
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any
 
 from shmlog.client import positions, ring_tail
 from shmlog.client.arguments import Duration, duration_ns, optional_ns, size_in
@@ -137,8 +137,8 @@ class Consumer:
     ) -> Iterator[Batch]:
         """Batches as they are stored, or parts of at most `max_records`; ends at `stop`.
 
-        With `timeout`, an empty batch whenever nothing has come for so long. With copy=False batches may be
-        views of shared memory: a result counts only if `batch.valid()` afterwards.
+        With `timeout`, an empty batch whenever nothing has come for so long. With copy=False
+        batches may be views of shared memory: a result counts only if `batch.valid()` afterwards.
         """
         if max_records is not None and max_records < 1:
             raise InvalidRequest(f"max_records = {max_records}: must be at least 1")
@@ -181,7 +181,8 @@ class Consumer:
     def seek(
         self, target: TopicPartition | Batch | str, position: Positionable | None = None
     ) -> None:
-        """Go to a position: of one partition, of all partitions of a topic, or back to a batch's begin.
+        """Go to a position: of one partition, of all partitions of a topic, or back to a batch's
+        begin.
 
         Raises: UnknownTopic: not assigned; InvalidConfig.
         """

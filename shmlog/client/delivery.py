@@ -1,6 +1,7 @@
 """What `send` hands back: a cheap promise, a pair of the record's batch and its place in it.
 
-Offsets are not stored per record: they are the batch's base offset plus the place, computed when asked.
+Offsets are not stored per record: they are the batch's base offset plus the place, computed when
+asked.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ class RecordMeta(NamedTuple):
 
 
 class RangeMeta(NamedTuple):
-    """Where `count` records sent together are: offsets base_offset .. base_offset + count."""
+    """Where records sent together are: offsets base_offset .. base_offset + record_count."""
 
     topic: str
     partition: int
     base_offset: int
-    count: int
+    record_count: int
 
 
 def wait_done(batch: Batch, timeout_ns: int | None) -> bool:
@@ -111,7 +112,9 @@ class Delivery(tuple["Batch", int]):
 
 
 class Deliveries:
-    """The promise for records sent together; slices of one or more batches, in the order of sending."""
+    """The promise for records sent together; slices of one or more batches, in the order of
+    sending.
+    """
 
     __slots__ = ("_parts",)
 

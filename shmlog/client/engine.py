@@ -1,12 +1,14 @@
-"""The pump of caller-driven clients: Admin and Consumer have no thread, their public calls do the work.
+"""The pump of caller-driven clients: Admin and Consumer have no thread, their public calls do the
+work.
 
-A call sends what it has to, and lives in the sockets' poll until what it waits for is there: no hand-over
-between threads, so an answer is in the caller's hands as soon as the kernel has it. `close` may come from any
-thread: it wakes the one that waits, and that one takes the sockets down.
+A call sends what it has to, and lives in the sockets' poll until what it waits for is there: no
+hand-over between threads, so an answer is in the caller's hands as soon as the kernel has it.
+`close` may come from any thread: it wakes the one that waits, and that one takes the sockets down.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +33,6 @@ from shmlog.protocol.header import Big
 from shmlog.protocol.messages import ListOffsets, Metadata, MetadataAnswer, OffsetQuestion, Request
 
 API_TIMEOUT_NS = 60 * NS_PER_S
-_REFRESH_CODES = frozenset({3, 5, 6, 74, 75, 100, 103, 1001})
 
 
 class Engine:
@@ -66,7 +67,9 @@ class Engine:
         return self._transport
 
     def pump(self, timeout_ns: int | None) -> None:
-        """Send what is to be sent, wait for answers up to `timeout_ns` (None: for ever), take them in."""
+        """Send what is to be sent, wait for answers up to `timeout_ns` (None: for ever), take them
+        in.
+        """
         transport, session = self.check(), self.session
         now = self.now()
         session.tick(now)
@@ -130,7 +133,8 @@ class Engine:
         questions: Iterable[tuple[TopicPartition, int]],
         timeout_ns: int = API_TIMEOUT_NS,
     ) -> dict[tuple[TopicPartition, int], int]:
-        """The offsets that (partition, timestamp or -1 latest, -2 earliest) ask for; -1: no such record.
+        """The offsets that (partition, timestamp or -1 latest, -2 earliest) ask for; -1: no such
+        record.
 
         Each is asked at the partition's leader, again after a change of leaders.
         Raises: UnknownTopic, RequestTimedOut, or what the last answer said.
@@ -213,12 +217,12 @@ class _OffsetGathering:
                 endpoint,
                 message,
                 (),
-                lambda outcome, _, asked=questions: self._done(asked, outcome),
+                functools.partial(self._done, questions),
                 now,
                 timeout_ns=min(left, session.request_timeout_ns),
             )
 
-    def _done(self, asked: list[tuple[TopicPartition, int]], outcome: Outcome) -> None:
+    def _done(self, asked: list[tuple[TopicPartition, int]], outcome: Outcome, _: int) -> None:
         self._waiting -= 1
         if outcome.error is not None:
             self._error = outcome.error

@@ -1,12 +1,14 @@
 """Where each partition is read, what is buffered, and which fetches are in flight: without I/O.
 
-Per partition two offsets: `position`, the next record the user gets, and `fetch_offset`, the end of what is
-buffered. A fetch asks from `fetch_offset`; its answer counts only if that is still so (a seek, or the ring, may
-have moved it meanwhile). So each offset is taken in once, by whichever road it came.
+Per partition two offsets: `position`, the next record the user gets, and `fetch_offset`, the end of
+what is buffered. A fetch asks from `fetch_offset`; its answer counts only if that is still so (a
+seek, or the ring, may have moved it meanwhile). So each offset is taken in once, by whichever road
+it came.
 
     needs data --request--> in flight --answer--> buffered --next_piece--> user
         ^                       |
-        +---- backoff <- error -+---> error that only the user can settle: raised when the buffer is empty
+        +---- backoff <- error -+---> error that only the user can settle: raised when the buffer is
+        empty
 """
 
 from __future__ import annotations
@@ -155,7 +157,8 @@ class Fetches:
     def requests(self, now: int) -> list[tuple[str, FetchFast, Callable[[Outcome, int], None]]]:
         """What to ask now: (endpoint, message, what to do with the outcome).
 
-        One request a leader for the partitions that need data, one for those that wait at their ring's end.
+        One request a leader for the partitions that need data, one for those that wait at their
+        ring's end.
         """
         data: dict[str, list[PartitionReader]] = {}
         waiting: dict[str, list[PartitionReader]] = {}

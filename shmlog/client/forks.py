@@ -1,7 +1,7 @@
 """A client copied by fork: its sockets and threads stay behind, so the copy must refuse to work.
 
-Every client registers here; in a child each one's `abandon` is called before any of the child's code runs.
-So the check costs the calls nothing: it is the one for "closed".
+Every client registers here; in a child each one's `abandon` is called before any of the child's
+code runs. So the check costs the calls nothing: it is the one for "closed".
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
           |                                              ^
           +---- eventfd, only while this thread sleeps --+
 
-`asleep` is set under the lock in which nothing was found to send, and read under the lock in which a record is
-added: so no record is ever left lying. The thread knows nothing of the Producer object, which can therefore be
-collected while the thread lives.
+`asleep` is set under the lock in which nothing was found to send, and read under the lock in which
+a record is added: so no record is ever left lying. The thread knows nothing of the Producer object,
+which can therefore be collected while the thread lives.
 """
 
 from __future__ import annotations

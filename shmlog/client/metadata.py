@@ -1,7 +1,7 @@
 """What a client believes of the cluster: brokers, topics, leaders. A cache; only brokers know.
 
-A partition's leader epoch never goes back: an older answer cannot undo a newer one (answers may come from
-brokers whose image lags, and out of order).
+A partition's leader epoch never goes back: an older answer cannot undo a newer one (answers may
+come from brokers whose image lags, and out of order).
 """
 
 from __future__ import annotations

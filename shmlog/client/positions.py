@@ -41,7 +41,9 @@ class Position:
     value: int = 0
 
     def resolve(self, log_start: int, high_watermark: int, by_time: int) -> int:
-        """The offset. `by_time`: the answer to the question `timestamp_ns` asks, -1: no such record."""
+        """The offset. `by_time`: the answer to the question `timestamp_ns` asks, -1: no such
+        record.
+        """
         match self.kind:
             case Kind.EARLIEST:
                 return log_start

@@ -1,8 +1,9 @@
 """Records into topics.
 
-`send` queues and returns a promise; one I/O thread sends, retries and takes acks (io_thread.py), so nobody has
-to poll. While the byte budget is used up, `send` waits; nothing is dropped silently. The topic's partitioner
-places keyed records by key; records without a key stay on one partition until its batch is closed.
+`send` queues and returns a promise; one I/O thread sends, retries and takes acks (io_thread.py), so
+nobody has to poll. While the byte budget is used up, `send` waits; nothing is dropped silently. The
+topic's partitioner places keyed records by key; records without a key stay on one partition until
+its batch is closed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from shmlog.client.arguments import Duration, duration_ns, optional_ns, size_in
 from shmlog.client.bootstrap import Where, discoverer
 from shmlog.client.delivery import Deliveries, Delivery, RecordMeta, wait_done
 from shmlog.client.io_thread import IoThread, TopicState
-from shmlog.serde import Serde, raw
 from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import (
     BufferFull,
@@ -40,6 +40,7 @@ from shmlog.records import builder
 from shmlog.records.compression import codec_named
 from shmlog.records.layout import RECORD_HEADERS_MAX
 from shmlog.records.partitioner import partition_for_key
+from shmlog.serde import Serde, raw
 
 RECORD_OVERHEAD = builder.RECORD_OVERHEAD
 _MIB = 1 << 20
@@ -52,11 +53,10 @@ class Producer:
         acks: "all" (committed), "1" (stored by the leader), "0" (no promise, no offset, no retry
             after a loss).
         key, value: serdes; without one, keys and values are bytes.
-        linger: how long an open batch waits for more records while there is a free slot; 0: not at all.
-        batch_bytes: the ceiling of a batch.
-        buffer_bytes: the ceiling of records without an ack; above it `send` waits, up to `max_block`.
-        delivery_timeout: a record without an ack by then fails.
-        idempotent: retries never double or reorder. Off with acks "0".
+        linger: how long an open batch waits for more records while there is a free slot; 0: not at
+        all. batch_bytes: the ceiling of a batch. buffer_bytes: the ceiling of records without an
+        ack; above it `send` waits, up to `max_block`. delivery_timeout: a record without an ack by
+        then fails. idempotent: retries never double or reorder. Off with acks "0".
     """
 
     def __init__(
@@ -127,10 +127,12 @@ class Producer:
         timestamp: int | None = None,
         headers: Headers | None = None,
     ) -> Delivery:
-        """Queue one record; `timestamp` in ns since 1970, else now. A value of None deletes the key.
+        """Queue one record; `timestamp` in ns since 1970, else now. A value of None deletes the
+        key.
 
         Waits while the byte budget is used up.
-        Raises: BufferFull (after `max_block`), RecordTooLarge, UnknownTopic, SerializationError, ClientClosed.
+        Raises: BufferFull (after `max_block`), RecordTooLarge, UnknownTopic, SerializationError,
+        ClientClosed.
         """
         if self._plain and type(value) is bytes:
             size = len(value) + RECORD_OVERHEAD
@@ -194,7 +196,8 @@ class Producer:
     ) -> Deliveries:
         """Queue many records at once, in order; with keys, in order within each partition.
 
-        `timestamps`: one for all, or one each; else now. Raises as `send`; records queued before stay queued.
+        `timestamps`: one for all, or one each; else now. Raises as `send`; records queued before
+        stay queued.
         """
         batch_values = self._encoded_all(self._value, values)
         batch_keys = None if keys is None else self._encoded_all(self._key, keys)
@@ -232,7 +235,8 @@ class Producer:
         partition: int | None = None,
         timestamp: int | None = None,
     ) -> Deliveries:
-        """Queue the items of a 1-D array (structured or not) as fixed-width records, without work per record.
+        """Queue the items of a 1-D array (structured or not) as fixed-width records, without work
+        per record.
 
         The items are copied, so the array may be changed afterwards. Raises as `send`.
         """

@@ -1,10 +1,12 @@
-"""Committed batches straight from the leader's ring: the same bytes that a fetch would give, or nothing.
+"""Committed batches straight from the leader's ring: the same bytes that a fetch would give, or
+nothing.
 
-A tail is one attachment to one ring (one partition of one incarnation). `poll` gives pieces, an empty list
-("caught up": ask the broker to say when there is more), or None: "fetch", for whatever reason - not in the ring
-any more, lapped while copying, a header that does not fit. The caller fetches from the same offset and polls
-again afterwards, so nothing is left out or repeated at a change of roads: both sides go by offsets, and every
-piece is checked to begin where the one before ended.
+A tail is one attachment to one ring (one partition of one incarnation). `poll` gives pieces, an
+empty list ("caught up": ask the broker to say when there is more), or None: "fetch", for whatever
+reason - not in the ring any more, lapped while copying, a header that does not fit. The caller
+fetches from the same offset and polls again afterwards, so nothing is left out or repeated at a
+change of roads: both sides go by offsets, and every piece is checked to begin where the one before
+ended.
 """
 
 from __future__ import annotations

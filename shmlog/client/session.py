@@ -1,4 +1,5 @@
-"""Requests and answers, without any I/O: correlation ids, deadlines, retries, and the metadata cache.
+"""Requests and answers, without any I/O: correlation ids, deadlines, retries, and the metadata
+cache.
 
     submit --+                        +--> outgoing: (endpoint, frames)
     call   --+--> in flight by id ----+
@@ -7,12 +8,13 @@
        received ------+   |   +------ tick (deadlines, backoff)
                         lost
 
-Two kinds of request. `submit` is one attempt at one endpoint: its outcome says what became of it, and whoever
-asked decides (produce and fetch: the fate is one per partition). `call` goes to any broker and is repeated
-with backoff until an answer, a final error, or its deadline.
+Two kinds of request. `submit` is one attempt at one endpoint: its outcome says what became of it,
+and whoever asked decides (produce and fetch: the fate is one per partition). `call` goes to any
+broker and is repeated with backoff until an answer, a final error, or its deadline.
 
-Rules: every request ends exactly once, by an answer, a loss or its deadline; a second answer for an id, or one
-after the end, is dropped. Time is an argument. Callbacks run inside the call that caused them.
+Rules: every request ends exactly once, by an answer, a loss or its deadline; a second answer for an
+id, or one after the end, is dropped. Time is an argument. Callbacks run inside the call that caused
+them.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ class _Head(Struct):
 class Outcome(NamedTuple):
     """How a request ended: with `answer` and frames, or with `error`.
 
-    `answered` tells an error that a broker sent (nothing else will happen) from a loss or a deadline (the
-    request may have been carried out).
+    `answered` tells an error that a broker sent (nothing else will happen) from a loss or a
+    deadline (the request may have been carried out).
     """
 
     answer: Any
@@ -94,7 +96,7 @@ class _Pending:
 
     __slots__ = ("answer_type", "endpoint", "on_done")
 
-    def __init__(self, endpoint: str, answer_type: type, on_done: OnDone) -> None:
+    def __init__(self, endpoint: str, answer_type: type[Struct], on_done: OnDone) -> None:
         self.endpoint = endpoint
         self.answer_type = answer_type
         self.on_done = on_done
@@ -116,7 +118,8 @@ class _Call:
 class Session:
     """The state of one client's conversations.
 
-    `discover` gives the endpoints found outside (registry or the address given); it raises ClusterNotFound.
+    `discover` gives the endpoints found outside (registry or the address given); it raises
+    ClusterNotFound.
     """
 
     def __init__(
@@ -173,7 +176,9 @@ class Session:
         self._outgoing.append((endpoint, [encoded, *frames]))
 
     def call(self, message: Request, on_done: OnDone, now: int, deadline_ns: int) -> None:
-        """Ask any broker, again and again until the deadline; `on_done(outcome, now)` is called once."""
+        """Ask any broker, again and again until the deadline; `on_done(outcome, now)` is called
+        once.
+        """
         self._try(_Call(message, on_done, deadline_ns), now)
 
     def refresh(self, now: int, *, at_once: bool = False) -> None:
@@ -212,7 +217,7 @@ class Session:
             pending.on_done(Outcome(None, (), error_of(frames[0]), True), now)
             return
         try:
-            answer = header.decode(frames[0], pending.answer_type)
+            answer: Struct = header.decode(frames[0], pending.answer_type)
         except InvalidRequest as error:
             broken = from_wire(2, f"unreadable answer from {endpoint}: {error}")
             pending.on_done(Outcome(None, (), broken, False), now)

@@ -6,9 +6,10 @@ One DEALER per endpoint, without identity, and one monitor beside it. What libzm
                  our own backlog waits here                                          |
                  socket and backlog thrown away, one event with `frames` None  <-----+
 
-A lost connection is reported once and its socket is closed at once, so nothing that was queued in it can be
-delivered later to a restarted broker behind the session's back. Every request in flight there has an unknown
-fate; the session decides what to send again. The next `send` makes a new socket.
+A lost connection is reported once and its socket is closed at once, so nothing that was queued in
+it can be delivered later to a restarted broker behind the session's back. Every request in flight
+there has an unknown fate; the session decides what to send again. The next `send` makes a new
+socket.
 
 All methods belong to one thread at a time, but `wake`, which any thread may call.
 """
