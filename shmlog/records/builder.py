@@ -1,12 +1,12 @@
 """Records in, one finished batch out.
 
-The work per record is done by C loops: lengths by `map(len)`, positions by one cumulative sum, bytes by
-one join of the header's space, the columns and the values themselves, so that each value is copied
-once. Only nulls cost a Python step a batch more, and record headers one a record.
+The work per record is done by C loops: lengths by `map(len)`, positions by one cumulative sum,
+bytes by one join of the header's space, the columns and the values themselves, so that each value
+is copied once. Only nulls cost a Python step a batch more, and record headers one a record.
 
-The producer's half is complete, the broker's half holds magic, batch size and body CRC; `stamp` adds the
-leader's fields in place. Compressed columns that would be no smaller are stored as they are, so that a
-batch is never larger than `batch_size_estimate` says.
+The producer's half is complete, the broker's half holds magic, batch size and body CRC; `stamp`
+adds the leader's fields in place. Compressed columns that would be no smaller are stored as they
+are, so that a batch is never larger than `batch_size_estimate` says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shmlog.errors import InvalidRecord, RecordTooLarge
 from shmlog.records import compression
-from shmlog.records.compression import crc32c
+from shmlog.records.compression import Buffer, crc32c
 from shmlog.records.layout import (
     BASE_SEQUENCE,
     BASE_SEQUENCE_POSITION,
@@ -46,7 +46,6 @@ from shmlog.records.layout import (
     padded,
 )
 
-Part = bytes | bytearray | memoryview | NDArray[Any]
 RecordHeaders = Sequence[tuple[str, bytes | None]]
 Timestamps = int | Sequence[int] | NDArray[np.int64]
 
@@ -85,7 +84,7 @@ def record_size(key: bytes | None, value: bytes | None, headers: RecordHeaders =
 def batch_size_estimate(
     count: int, value_bytes: int, key_bytes: int = 0, header_bytes: int = 0
 ) -> int:
-    """The most bytes a batch of `count` records takes; the other arguments are sums over the records.
+    """The most bytes a batch of `count` records takes; the other arguments are sums over them.
 
     `header_bytes` counts each record header as 6 + name + value.
     """
@@ -106,11 +105,11 @@ def build(
 ) -> bytearray:
     """One batch of the records with these values, and keys and headers if given.
 
-    `timestamps` are ns since the epoch, one for all records or one each. Values that all have one size
-    above 0, and no null, become a fixed-width column.
+    `timestamps` are ns since the epoch, one for all records or one each. Values that all have one
+    size above 0, and no null, become a fixed-width column.
 
-    Raises InvalidRecord for records that break a rule of the format, RecordTooLarge if the batch would be
-    larger than BATCH_SIZE_MAX, UnsupportedCompression if the codec's package is missing.
+    Raises InvalidRecord for records that break a rule of the format, RecordTooLarge if the batch
+    would be larger than BATCH_SIZE_MAX, UnsupportedCompression if the codec's package is missing.
     """
     count = len(values)
     if keys is not None and len(keys) != count:
@@ -146,13 +145,13 @@ def build_array(
     """
     if array.ndim != 1 or array.dtype.hasobject or array.itemsize == 0:
         raise InvalidRecord(
-            f"an array of {array.ndim} dimensions and dtype {array.dtype} has no fixed-width values; "
-            "pass one dimension of a dtype without Python objects"
+            f"an array of {array.ndim} dimensions and dtype {array.dtype} has no fixed "
+            "width; pass one dimension of a dtype without Python objects"
         )
     columns = _Columns(len(array))
     columns.add_timestamps(timestamps)
     columns.value_width = array.itemsize
-    columns.add([np.ascontiguousarray(array).view(np.uint8)], array.nbytes)
+    columns.add([np.ascontiguousarray(array).view(np.uint8).data], array.nbytes)
     return columns.finish(codec, producer_id, producer_epoch, base_sequence)
 
 
@@ -176,7 +175,7 @@ def stamp(
 def with_producer(
     batch: memoryview | bytearray, producer_id: int, producer_epoch: int, base_sequence: int
 ) -> None:
-    """Give `batch`, exactly one batch not yet stamped, to another producer id, epoch and sequence."""
+    """Give `batch`, exactly one not yet stamped, another producer id, epoch and sequence."""
     BASE_SEQUENCE.pack_into(batch, BASE_SEQUENCE_POSITION, base_sequence)
     PRODUCER.pack_into(batch, PRODUCER_POSITION, producer_id, producer_epoch)
     CHECKSUM.pack_into(batch, BODY_CRC_POSITION, crc32c(memoryview(batch)[BROKER_HALF_SIZE:]))
@@ -202,10 +201,10 @@ class _Columns:
         self.flags = 0
         self.value_width = 0
         self.base_timestamp_ns = self.max_timestamp_ns = 0
-        self.parts: list[Part] = [_HEADER_SPACE]
+        self.parts: list[Buffer] = [_HEADER_SPACE]
         self.size = 0
 
-    def add(self, content: Sequence[Part], size: int) -> None:
+    def add(self, content: Sequence[Buffer], size: int) -> None:
         """Append one column of `size` bytes and its padding."""
         if self.size + size > COLUMNS_SIZE_MAX:
             raise _too_large("columns", self.size + size, COLUMNS_SIZE_MAX)
@@ -227,10 +226,10 @@ class _Columns:
             raise InvalidRecord(f"timestamp {self.base_timestamp_ns} ns is before 1970")
         if self.base_timestamp_ns != self.max_timestamp_ns:
             self.flags |= _TIMESTAMPS
-            self.add([times - self.base_timestamp_ns], 8 * self.count)
+            self.add([(times - self.base_timestamp_ns).data], 8 * self.count)
 
-    def add_keys(self, keys: Sequence[bytes | None]) -> tuple[Sequence[Part], int] | None:
-        """Add positions and validity of the keys; return the key bytes, to be added in their turn."""
+    def add_keys(self, keys: Sequence[bytes | None]) -> tuple[Sequence[Buffer], int] | None:
+        """Add positions and validity of the keys; return the key bytes, added later."""
         nulls = _null_bitmap(keys)
         present = [key for key in keys if key is not None] if nulls is not None else keys
         if not present:
@@ -242,7 +241,7 @@ class _Columns:
             self.add([nulls], len(nulls))
         return present, size  # type: ignore[return-value]
 
-    def add_values(self, values: Sequence[bytes | None]) -> tuple[Sequence[Part], int]:
+    def add_values(self, values: Sequence[bytes | None]) -> tuple[Sequence[Buffer], int]:
         """Add positions and validity of the values, if any; return the value bytes."""
         try:
             lengths = list(map(len, values))  # type: ignore[arg-type]
@@ -254,7 +253,7 @@ class _Columns:
             return values, width * self.count  # type: ignore[return-value]
         return values, self._add_positions(lengths)  # type: ignore[return-value]
 
-    def _add_nullable_values(self, values: Sequence[bytes | None]) -> tuple[Sequence[Part], int]:
+    def _add_nullable_values(self, values: Sequence[bytes | None]) -> tuple[Sequence[Buffer], int]:
         nulls = _null_bitmap(values)
         if nulls is None:
             raise InvalidRecord("a value is neither bytes nor None; serialize it first")
@@ -264,7 +263,7 @@ class _Columns:
         self.add([nulls], len(nulls))
         return present, size
 
-    def add_headers(self, headers: Sequence[RecordHeaders]) -> tuple[Sequence[Part], int] | None:
+    def add_headers(self, headers: Sequence[RecordHeaders]) -> tuple[Sequence[Buffer], int] | None:
         """Add the positions of the record headers; return the header bytes."""
         encoded = [_encode_headers(record) for record in headers]
         if not any(encoded):
@@ -281,7 +280,7 @@ class _Columns:
         # With the padding, when n + 1 is odd, as one position more.
         positions = np.zeros((self.count + 2) & ~1, dtype="<i4")
         positions[1 : self.count + 1] = ends
-        self.add([positions], 4 * len(positions))
+        self.add([positions.data], positions.nbytes)
         return size
 
     def finish(
