@@ -61,6 +61,7 @@ _KEY_NULLS = int(Flag.KEY_NULLS)
 _VALUE_NULLS = int(Flag.VALUE_NULLS)
 _HEADERS = int(Flag.HEADERS)
 
+_TIMESTAMP_MAX_NS = (1 << 63) - 1
 _PADDING = [bytes(size) for size in range(8)]
 _HEADER_SPACE = bytes(HEADER_SIZE)
 
@@ -217,10 +218,16 @@ class _Columns:
     def add_timestamps(self, timestamps: Timestamps) -> None:
         if isinstance(timestamps, (int, np.integer)):
             self.base_timestamp_ns = self.max_timestamp_ns = int(timestamps)
+            if self.max_timestamp_ns > _TIMESTAMP_MAX_NS:
+                raise InvalidRecord(f"timestamp {timestamps} is beyond 64 bits of nanoseconds")
         else:
-            times = np.asarray(timestamps, dtype=np.int64)
-            if times.shape != (self.count,):
-                raise InvalidRecord(f"timestamps of shape {times.shape} for {self.count} values")
+            times = np.asarray(timestamps)
+            if times.shape != (self.count,) or times.dtype.kind not in "iu":
+                raise InvalidRecord(
+                    f"timestamps of shape {times.shape} and dtype {times.dtype} for {self.count} "
+                    "values; one integer each, in ns"
+                )
+            times = times.astype(np.int64, copy=False)
             self.base_timestamp_ns, self.max_timestamp_ns = int(times.min()), int(times.max())
         if self.base_timestamp_ns < 0:
             raise InvalidRecord(f"timestamp {self.base_timestamp_ns} ns is before 1970")
@@ -235,7 +242,7 @@ class _Columns:
         if not present:
             return None
         self.flags |= _KEYS
-        size = self._add_positions([0 if key is None else len(key) for key in keys])
+        size = self._add_positions(_sizes(keys))
         if nulls is not None:
             self.flags |= _KEY_NULLS
             self.add([nulls], len(nulls))
@@ -255,10 +262,9 @@ class _Columns:
 
     def _add_nullable_values(self, values: Sequence[bytes | None]) -> tuple[Sequence[Buffer], int]:
         nulls = _null_bitmap(values)
-        if nulls is None:
-            raise InvalidRecord("a value is neither bytes nor None; serialize it first")
         present = [value for value in values if value is not None]
-        size = self._add_positions([0 if value is None else len(value) for value in values])
+        size = self._add_positions(_sizes(values))
+        assert nulls is not None  # or all of them would have had a size
         self.flags |= _VALUE_NULLS
         self.add([nulls], len(nulls))
         return present, size
@@ -292,9 +298,7 @@ class _Columns:
         try:
             batch = bytearray().join(self.parts)
         except TypeError as wrong:
-            raise InvalidRecord(
-                f"keys and values are bytes; serialize them first: {wrong}"
-            ) from wrong
+            raise _not_bytes(wrong) from wrong
         if len(batch) != HEADER_SIZE + self.size:
             raise InvalidRecord("keys and values are bytes; cast memoryviews to bytes first")
         stored_size = self.size
@@ -327,6 +331,18 @@ def _compress(codec: Codec, batch: bytearray) -> tuple[Codec, int]:
     return codec, size
 
 
+def _sizes(items: Sequence[bytes | None]) -> list[int]:
+    """The size of each item, 0 for None."""
+    try:
+        return [0 if item is None else len(item) for item in items]
+    except TypeError as wrong:
+        raise _not_bytes(wrong) from wrong
+
+
+def _not_bytes(wrong: Exception) -> InvalidRecord:
+    return InvalidRecord(f"keys and values are bytes or None; serialize them first: {wrong}")
+
+
 def _null_bitmap(items: Sequence[bytes | None]) -> bytes | None:
     """A bit for each item, set where it is not None; None if all are set."""
     present = [item is not None for item in items]
@@ -342,8 +358,8 @@ def _encode_headers(headers: RecordHeaders) -> bytes:
     for name, value in headers:
         try:
             encoded = name.encode()
-        except UnicodeEncodeError as wrong:
-            raise InvalidRecord(f"header name {name!r} is not UTF-8: {wrong}") from wrong
+        except (AttributeError, UnicodeEncodeError) as wrong:
+            raise InvalidRecord(f"header name {name!r} is no text of UTF-8: {wrong}") from wrong
         if not 1 <= len(encoded) <= HEADER_NAME_SIZE_MAX:
             raise InvalidRecord(
                 f"a header name of {len(encoded)} bytes; 1 to {HEADER_NAME_SIZE_MAX} of UTF-8"
@@ -351,7 +367,10 @@ def _encode_headers(headers: RecordHeaders) -> bytes:
         parts += [RECORD_HEADER.pack(len(encoded), -1 if value is None else len(value)), encoded]
         if value is not None:
             parts.append(value)
-    return b"".join(parts)
+    try:
+        return b"".join(parts)
+    except TypeError as wrong:
+        raise InvalidRecord(f"values of record headers are bytes or None: {wrong}") from wrong
 
 
 def _too_large(what: str, size: int, limit: int) -> RecordTooLarge:
