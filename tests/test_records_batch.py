@@ -193,6 +193,8 @@ def test_compression_is_applied_and_dropped_where_it_does_not_help():
         lambda: build([memoryview(np.zeros(3))], timestamps=1),
         lambda: build([b"a"], timestamps=1, headers=[[("a", "b")]]),
         lambda: build([b"a"], timestamps=1, headers=[[(b"a", b"b")]]),
+        lambda: build([b"a"], timestamps=1, headers=[[("a", 7)]]),
+        lambda: build([b"a"], timestamps=1, headers=[[("a" * 70_000, b"")]]),
         lambda: build([b"a"], timestamps=1 << 63),
         lambda: build([b"a"], timestamps=[1 << 63]),
         lambda: build([b"a"], timestamps=[1.5]),

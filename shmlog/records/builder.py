@@ -11,6 +11,7 @@ are, so that a batch is never larger than `batch_size_estimate` says.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -354,23 +355,24 @@ def _null_bitmap(items: Sequence[bytes | None]) -> bytes | None:
 def _encode_headers(headers: RecordHeaders) -> bytes:
     if len(headers) > RECORD_HEADERS_MAX:
         raise InvalidRecord(f"{len(headers)} headers on a record; at most {RECORD_HEADERS_MAX}")
-    parts = []
+    parts: list[bytes] = []
     for name, value in headers:
         try:
             encoded = name.encode()
-        except (AttributeError, UnicodeEncodeError) as wrong:
-            raise InvalidRecord(f"header name {name!r} is no text of UTF-8: {wrong}") from wrong
+            parts += [
+                RECORD_HEADER.pack(len(encoded), -1 if value is None else len(value)),
+                encoded,
+            ]
+            parts.append(b"" if value is None else bytes(memoryview(value)))
+        except (AttributeError, TypeError, UnicodeEncodeError, struct.error) as wrong:
+            raise InvalidRecord(
+                f"record header {name!r} is not text of UTF-8 with bytes or None: {wrong}"
+            ) from wrong
         if not 1 <= len(encoded) <= HEADER_NAME_SIZE_MAX:
             raise InvalidRecord(
                 f"a header name of {len(encoded)} bytes; 1 to {HEADER_NAME_SIZE_MAX} of UTF-8"
             )
-        parts += [RECORD_HEADER.pack(len(encoded), -1 if value is None else len(value)), encoded]
-        if value is not None:
-            parts.append(value)
-    try:
-        return b"".join(parts)
-    except TypeError as wrong:
-        raise InvalidRecord(f"values of record headers are bytes or None: {wrong}") from wrong
+    return b"".join(parts)
 
 
 def _too_large(what: str, size: int, limit: int) -> RecordTooLarge:
