@@ -105,7 +105,7 @@ def decode_header(buffer: Buffer, position: int = 0) -> BatchHeader:
     format.
     """
     available = len(buffer) - position
-    if available < HEADER_SIZE:
+    if position < 0 or available < HEADER_SIZE:
         raise CorruptMessage(
             f"{available} bytes at position {position}; a header has {HEADER_SIZE}"
         )
