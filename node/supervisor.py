@@ -74,9 +74,7 @@ class Supervisor:
         """
         self.path = directory.absolute(path)
         self._endpoint = f"ipc://{directory.supervisor_socket(self.path)}"
-        self._cluster = self._open_cluster(brokers)
-        for broker in self._cluster.brokers:
-            directory.client_socket(self.path, broker)
+        self._cluster = directory.open_cluster(self.path, brokers)
         self._emit = emit
         self._clock = clock
         self._refuse_the_living()
@@ -93,18 +91,6 @@ class Supervisor:
         self._stop_since_ns: int | None = None
         self._killed = False
         self._waiting: list[tuple[list[bytes], Request, bytes]] = []  # `down`, not answered yet
-
-    def _open_cluster(self, brokers: int | None) -> directory.ClusterFile:
-        if not directory.cluster_file(self.path).exists():
-            return directory.create_cluster(self.path, brokers or 1)
-        cluster = directory.load_cluster(self.path)
-        if brokers is not None and brokers != len(cluster.brokers):
-            raise InvalidConfig(
-                f"{self.path} is a cluster of {len(cluster.brokers)}, not of {brokers}: "
-                "leave -n out, or choose another --dir"
-            )
-        directory.run_dir(self.path).mkdir(mode=0o700, exist_ok=True)
-        return cluster
 
     def _refuse_the_living(self) -> None:
         living = directory.read_supervisor(self.path)

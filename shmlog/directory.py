@@ -22,7 +22,7 @@ import random
 import stat
 import string
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -211,6 +211,7 @@ def create_cluster(
     if brokers != 1:
         raise InvalidConfig(f"{brokers} brokers: there is one broker in this version; use -n 1")
     path = absolute(path)
+    _check_socket_paths(path, range(brokers))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cluster_file(path).exists():
         raise InvalidConfig(f"{cluster_file(path)} exists")
@@ -242,6 +243,30 @@ def create_cluster(
     except FileExistsError:
         pass
     return load_cluster(path)
+
+
+def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
+    """Load the cluster, or make it on first use (with one broker, if no number is given).
+
+    Raises: InvalidConfig: as `create_cluster` and `load_cluster`, or another number of brokers.
+    """
+    if not cluster_file(path).exists():
+        return create_cluster(path, 1 if brokers is None else brokers)
+    cluster = load_cluster(path)
+    if brokers is not None and brokers != len(cluster.brokers):
+        raise InvalidConfig(
+            f"{path} is a cluster of {len(cluster.brokers)}, not of {brokers}: leave -n out, or "
+            "choose another --dir"
+        )
+    _check_socket_paths(path, cluster.brokers)
+    run_dir(path).mkdir(mode=0o700, exist_ok=True)
+    return cluster
+
+
+def _check_socket_paths(path: Path, brokers: Iterable[int]) -> None:
+    supervisor_socket(path)
+    for broker in brokers:
+        client_socket(path, broker)
 
 
 def load_cluster(path: Path) -> ClusterFile:
@@ -411,7 +436,8 @@ def find_cluster(where: Where = None) -> Location:
     running = [x.entry.directory for x in _read_dev() if x.alive]
     if len(running) > 1:
         names = " and ".join(sorted(running))
-        raise InvalidConfig(f"{len(running)} clusters are running: {names}: choose with -d DIR")
+        count = "two" if len(running) == 2 else len(running)
+        raise InvalidConfig(f"{count} clusters are running: {names}: choose with -d DIR")
     if not running:
         raise ClusterNotFound(
             "no cluster found: SHMLOG_DIR is not set, no `shmlog dev` is running\n"

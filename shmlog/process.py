@@ -83,6 +83,15 @@ def kill(pid: int, signum: int = signal.SIGKILL) -> bool:
     return True
 
 
+def children(pid: int) -> list[int]:
+    """The living descendants of a process, of any depth; none if it is gone."""
+    try:
+        found = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [child.pid for child in found if is_alive(child.pid)]
+
+
 def rss_bytes(pid: int | None = None) -> tuple[int, int]:
     """(resident, shared) bytes of a process; mapped rings count as shared."""
     info = psutil.Process(pid).memory_info()

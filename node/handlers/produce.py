@@ -212,7 +212,7 @@ def _with_nulls(frames: list[bytes], nulls: list[int], name: str) -> list[bytes 
 def _choose(context: Context, topic: str, count: int, keys: list[bytes | None]) -> int:
     """The partition of a batch that names none: by its keys, else the next one led here."""
     hashed = {partition_for_key(key, count) for key in keys if key is not None}
-    if len(hashed) > 1 or (hashed and None in keys):
+    if len(hashed) > 1:
         raise InvalidRequest(
             f"the keys belong to partitions {sorted(hashed)}: one partition a request; "
             f"send them apart, or name the partition"

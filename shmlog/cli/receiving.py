@@ -1,0 +1,103 @@
+"""What `consume` does with the batches it gets: select, format, write; one write a batch.
+
+The order of the tests is -o, then --grep, then -n: what is counted is what is shown.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from shmlog.cli.bytes_text import Octets
+from shmlog.cli.printing import Columns, Printer
+
+if TYPE_CHECKING:
+    from shmlog.client.batch import Batch
+    from shmlog.client.positions import Position
+
+
+class Selection:
+    """Which records are shown: those that match, up to a count. One thread."""
+
+    def __init__(self, count: int | None, expression: re.Pattern[bytes] | None) -> None:
+        self._left = count
+        self._found = None if expression is None else expression.search
+
+    @property
+    def satisfied(self) -> bool:
+        """Nothing more will be selected."""
+        return self._left == 0
+
+    def of(self, columns: Columns) -> Columns:
+        """The records to show."""
+        if self._found is not None:
+            columns = columns.keep(_matches(columns, self._found))
+        if self._left is not None:
+            columns = columns.cut(0, self._left)
+            self._left -= len(columns)
+        return columns
+
+
+def _matches(columns: Columns, found: Callable[[bytes], object]) -> list[bool]:
+    def any_of(key: Octets, value: Octets) -> bool:
+        return bool((value is not None and found(value)) or (key is not None and found(key)))
+
+    return list(map(any_of, columns.keys, columns.values))
+
+
+def columns_of(batch: Batch) -> Columns:
+    """A batch of the client, as the printing steps want it."""
+    from shmlog.records.layout import Codec
+
+    return Columns(
+        topic=batch.topic,
+        partition=batch.partition,
+        leader_epoch=batch.leader_epoch,
+        rows=range(len(batch)),
+        offsets=batch.offsets.tolist(),
+        timestamps=batch.timestamps.tolist(),
+        keys=batch.keys,
+        values=batch.values,
+        header_of=batch.headers,
+        codec=Codec(batch.codec).name.lower(),
+        producer_id=batch.producer_id,
+        producer_epoch=batch.producer_epoch,
+        high_watermark=batch.high_watermark,
+        log_start=batch.log_start,
+    )
+
+
+def receive(
+    *,
+    where: str | None,
+    topics: Sequence[str],
+    partitions: Sequence[int] | None,
+    start: Position | None,
+    stop: Position | None,
+    to_end: bool,
+    selection: Selection,
+    printer: Printer,
+) -> None:
+    """Write the selected records to standard output until the ends, the count, or for ever."""
+    from shmlog.client.consumer import Consumer
+    from shmlog.client.positions import EARLIEST, LATEST
+
+    if selection.satisfied:
+        return
+    out = sys.stdout.buffer
+    with Consumer(
+        *topics,
+        where=where,
+        partitions=partitions,
+        start=EARLIEST if start is None else start,
+        stop=LATEST if to_end and stop is None else stop,
+    ) as consumer:
+        for batch in consumer.batches():
+            text = printer.format(selection.of(columns_of(batch)))
+            if text:
+                out.write(text)
+                out.flush()
+            if selection.satisfied:
+                return

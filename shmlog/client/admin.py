@@ -1,0 +1,163 @@
+"""Administration: topics, their settings, their ends. Answers are the protocol's structs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from shmlog.client.arguments import Duration, duration_ns
+from shmlog.client.bootstrap import Where
+from shmlog.client.engine import API_TIMEOUT_NS, Engine
+from shmlog.client.session import entry_error
+from shmlog.errors import UnknownTopic
+from shmlog.ids import TopicPartition
+from shmlog.protocol.messages import (
+    AddPartitions,
+    AlterTopic,
+    ChangeAnswer,
+    CreateTopic,
+    CreateTopicAnswer,
+    DeleteRecords,
+    DeleteTopic,
+    DescribeTopic,
+    DescribeTopicAnswer,
+    Hello,
+    HelloAnswer,
+    MetadataAnswer,
+    Request,
+    TrimPartition,
+)
+
+
+class Admin:
+    """Questions and changes about the cluster. Calls of several threads are served one by one.
+
+    Every call asks any broker, repeats what is retriable with backoff, and raises the broker's
+    error, or RequestTimedOut after `timeout` (default 60 s).
+    """
+
+    def __init__(self, where: Where = None, *, timeout: Duration = API_TIMEOUT_NS / 1e9) -> None:
+        self._timeout_ns = duration_ns(timeout, "timeout")
+        self._engine = Engine(where)
+
+    def hello(self) -> HelloAnswer:
+        """Who answers, and what it can do."""
+        answer: HelloAnswer = self._ask(Hello(op="hello", id=0, client="shmlog-python"))
+        return answer
+
+    def metadata(self, topics: Sequence[str] | None = None) -> MetadataAnswer:
+        """Brokers, and the topics named (None: all) with their leaders."""
+        return self._engine.refresh(topics, self._timeout_ns)
+
+    def list_topics(self) -> list[str]:
+        """The names of all topics, sorted."""
+        return sorted(topic.topic for topic in self.metadata().topics)
+
+    def create_topic(
+        self,
+        name: str,
+        partition_count: int = 1,
+        replication_factor: int | None = None,
+        configs: Mapping[str, Any] | None = None,
+        validate_only: bool = False,
+        timeout: Duration | None = None,
+    ) -> CreateTopicAnswer:
+        """Make a topic; returns when every partition has a leader, or (`ready` False) at the
+        deadline.
+
+        Raises: TopicExists, InvalidConfig, InvalidRequest (name, partitions, replication factor).
+        """
+        message = CreateTopic(
+            op="create_topic",
+            id=0,
+            topic=name,
+            partition_count=partition_count,
+            replication_factor=-1 if replication_factor is None else replication_factor,
+            configs=dict(configs or {}),
+            validate_only=validate_only,
+        )
+        timeout_ns = None if timeout is None else duration_ns(timeout, "timeout")
+        answer: CreateTopicAnswer = self._ask(message, timeout_ns)
+        return answer
+
+    def alter_topic(
+        self, name: str, set: Mapping[str, Any] | None = None, delete: Sequence[str] | None = None
+    ) -> ChangeAnswer:
+        """Set and unset a topic's own settings, all or none. Raises: UnknownTopic, InvalidConfig."""
+        message = AlterTopic(
+            op="alter_topic", id=0, topic=name, set=dict(set or {}), delete=list(delete or ())
+        )
+        answer: ChangeAnswer = self._ask_topic(name, message)
+        return answer
+
+    def add_partitions(self, name: str, count: int) -> ChangeAnswer:
+        """Raise a topic's number of partitions to `count`; keys map differently from then on."""
+        message = AddPartitions(op="add_partitions", id=0, topic=name, partition_count=count)
+        answer: ChangeAnswer = self._ask_topic(name, message)
+        return answer
+
+    def delete_topic(self, name: str) -> ChangeAnswer:
+        """Remove a topic and its data. Raises: UnknownTopic."""
+        answer: ChangeAnswer = self._ask_topic(
+            name, DeleteTopic(op="delete_topic", id=0, topic=name)
+        )
+        return answer
+
+    def describe_topic(self, name: str) -> DescribeTopicAnswer:
+        """Settings with their sources, partitions with leaders and ends. Raises: UnknownTopic."""
+        answer: DescribeTopicAnswer = self._ask_topic(
+            name, DescribeTopic(op="describe_topic", id=0, topic=name)
+        )
+        return answer
+
+    def delete_records(
+        self, partitions: Iterable[tuple[str, int, int]]
+    ) -> dict[TopicPartition, int]:
+        """Drop the records below (topic, partition, offset), -1 = all committed ones.
+
+        Returns the new log starts. Raises the error of the first partition that failed.
+        """
+        asked = [TrimPartition(topic=t, partition=p, offset=o) for t, p, o in partitions]
+        message = DeleteRecords(op="delete_records", id=0, partitions=asked)
+        starts: dict[TopicPartition, int] = {}
+        for entry in self._ask(message).partitions:
+            if entry["error"]:
+                raise entry_error(entry)
+            starts[TopicPartition(entry["topic"], entry["partition"])] = entry["log_start"]
+        return starts
+
+    def list_offsets(
+        self, questions: Iterable[tuple[str, int, int]]
+    ) -> dict[tuple[str, int, int], int]:
+        """The offset for each (topic, partition, timestamp ns, or -1 latest, -2 earliest); -1:
+        none.
+        """
+        wanted = [(TopicPartition(t, p), time) for t, p, time in questions]
+        self._engine.refresh(sorted({tp.topic for tp, _ in wanted}), self._timeout_ns)
+        found = self._engine.list_offsets(wanted, self._timeout_ns)
+        return {(tp.topic, tp.partition, time): found[tp, time] for tp, time in wanted}
+
+    def close(self) -> None:
+        """Close the connections. Idempotent, from any thread."""
+        self._engine.close()
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, message: Request, timeout_ns: int | None = None) -> Any:
+        return self._engine.ask(message, self._timeout_ns if timeout_ns is None else timeout_ns)
+
+    def _ask_topic(self, name: str, message: Request) -> Any:
+        try:
+            return self._ask(message)
+        except UnknownTopic:
+            raise self._engine.unknown_topic(name, self._timeout_ns) from None

@@ -1,0 +1,248 @@
+"""What a consumer hands out: records, and batches of them with whole columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shmlog.client.ring_tail import Piece
+from shmlog.errors import SerializationError
+from shmlog.records.batch import RecordBatch
+from shmlog.records.header import check_body_crc
+from shmlog.serde import Numpy, Serde, decode_all
+
+RecordHeaders = list[tuple[str, bytes | None]]
+
+
+class Record(NamedTuple):
+    """One record. `timestamp` in ns since 1970; key and value None: there is none."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: Any
+    value: Any
+    headers: RecordHeaders
+
+    @property
+    def text(self) -> str:
+        """The value as UTF-8 text. Raises SerializationError."""
+        try:
+            return self.value if isinstance(self.value, str) else str(self.value or b"", "utf-8")
+        except (UnicodeDecodeError, TypeError) as error:
+            raise SerializationError(f"offset {self.offset}: no text: {error}") from None
+
+    def json(self) -> Any:
+        """The value as JSON. Raises SerializationError."""
+        try:
+            return msgspec.json.decode(self.value)
+        except (msgspec.MsgspecError, TypeError) as error:
+            raise SerializationError(f"offset {self.offset}: no JSON: {error}") from None
+
+
+class Batch:
+    """Records of one partition, in offset order: all or a part of a stored batch.
+
+    Nothing is decoded before it is asked for. An empty batch (a time-out) has no topic.
+    """
+
+    __slots__ = (
+        "_first",
+        "_keys",
+        "_offset",
+        "_piece",
+        "_records",
+        "_serdes",
+        "_stop",
+        "_values",
+        "partition",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        piece: Piece | None,
+        first_offset: int,
+        end_offset: int,
+        serdes: tuple[Serde | None, Serde | None],
+        *,
+        check_crc: bool,
+        partition: int = -1,
+    ) -> None:
+        self.topic = topic
+        self._serdes = serdes
+        self._piece = piece
+        self._offset = first_offset
+        self._values: Sequence[Any] | None = None
+        self._keys: Sequence[Any] | None = None
+        self._records: RecordBatch | None = None
+        self._first = self._stop = 0
+        self.partition = partition
+        if piece is not None:
+            header = piece.header
+            self.partition = header.partition
+            if check_crc:
+                check_body_crc(piece.buffer, header)
+            self._records = RecordBatch(piece.buffer, header, check_crc=False)
+            self._first = max(first_offset - header.base_offset, 0)
+            self._stop = min(end_offset - header.base_offset, header.record_count)
+            self._offset = header.base_offset + self._first
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Records start .. stop as a batch of their own, over the same bytes."""
+        piece = self._piece
+        return Batch(
+            self.topic,
+            piece,
+            self._offset + start,
+            self._offset + min(stop, len(self)),
+            self._serdes,
+            check_crc=False,
+            partition=self.partition,
+        )
+
+    def __len__(self) -> int:
+        return self._stop - self._first
+
+    @property
+    def base_offset(self) -> int:
+        """The offset of the first record."""
+        return self._offset
+
+    @property
+    def end_offset(self) -> int:
+        """The offset after the last record."""
+        return self._offset + len(self)
+
+    @property
+    def leader_epoch(self) -> int:
+        """The epoch of the leader that took the batch; -1 if empty."""
+        return self._piece.header.leader_epoch if self._piece else -1
+
+    @property
+    def producer_id(self) -> int:
+        """The producer's id, -1 = none."""
+        return self._piece.header.producer_id if self._piece else -1
+
+    @property
+    def producer_epoch(self) -> int:
+        """The producer's epoch, -1 = none."""
+        return self._piece.header.producer_epoch if self._piece else -1
+
+    @property
+    def codec(self) -> int:
+        """How the stored batch is compressed: records.layout.Codec."""
+        return self._piece.header.codec if self._piece else 0
+
+    @property
+    def append_time(self) -> int:
+        """When the leader took the batch, ns since 1970; -1 if empty."""
+        return self._piece.header.append_time_ns if self._piece else -1
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """The offset of each record."""
+        return np.arange(self._offset, self.end_offset, dtype=np.int64)
+
+    @property
+    def timestamps(self) -> NDArray[np.int64]:
+        """The timestamp of each record, ns since 1970."""
+        if self._records is None:
+            return np.empty(0, np.int64)
+        return self._records.timestamps[self._first : self._stop]
+
+    @property
+    def raw_values(self) -> list[bytes | None]:
+        """The values as bytes."""
+        if self._records is None:
+            return []
+        return self._records.values(self._first, self._stop)
+
+    @property
+    def values(self) -> Sequence[Any]:
+        """The values, decoded by the consumer's serde. Raises SerializationError."""
+        serde = self._serdes[1]
+        if self._values is None:
+            raw = self.raw_values
+            self._values = raw if serde is None else decode_all(serde, raw)
+        return self._values
+
+    @property
+    def keys(self) -> Sequence[Any]:
+        """The keys, decoded by the consumer's serde. Raises SerializationError."""
+        if self._records is None:
+            return []
+        if self._keys is None:
+            raw = self._records.keys(self._first, self._stop)
+            serde = self._serdes[0]
+            self._keys = raw if serde is None else decode_all(serde, raw)
+        return self._keys
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The values as one array of the dtype of `serde.numpy`, read-only, over the batch's bytes.
+
+        Raises SerializationError without such a serde; InvalidRecord if the values' width differs.
+        """
+        serde = self._serdes[1]
+        if not isinstance(serde, Numpy):
+            raise SerializationError("a consumer with value=shmlog.serde.numpy(dtype) has arrays")
+        if self._records is None:
+            return np.empty(0, serde.dtype)
+        return self._records.array(serde.dtype)[self._first : self._stop]
+
+    def headers(self, index: int) -> RecordHeaders:
+        """The headers of one record."""
+        if self._records is None:
+            raise IndexError(index)
+        return self._records.headers(self._first + range(len(self))[index])
+
+    def valid(self) -> bool:
+        """Are the bytes still what they were? Always, unless the batch is a view (copy=False)."""
+        return self._piece is None or self._piece.valid()
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]
+        assert self._records is not None
+        return Record(
+            self.topic,
+            self.partition,
+            self._offset + index,
+            int(self.timestamps[index]),
+            self.keys[index],
+            self.values[index],
+            self._records.headers(self._first + index),
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        records = self._records
+        if records is None:
+            return iter(())
+        if records.has_headers:
+            headers: Iterator[RecordHeaders] = map(records.headers, range(self._first, self._stop))
+        else:
+            headers = ([] for _ in range(len(self)))
+        return map(
+            Record,
+            repeat(self.topic),
+            repeat(self.partition),
+            range(self._offset, self.end_offset),
+            self.timestamps.tolist(),
+            self.keys,
+            self.values,
+            headers,
+        )
+
+    def __repr__(self) -> str:
+        if self._records is None:
+            return "<Batch empty>"
+        return (
+            f"<Batch {self.topic}-{self.partition} offsets {self.base_offset}..{self.end_offset}>"
+        )

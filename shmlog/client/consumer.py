@@ -1,0 +1,459 @@
+"""Records out of topics.
+
+The caller drives: iterating pumps the sockets, there is no thread. Where the leader's ring is on
+this machine, batches come straight from it (ring_tail.py); else, and below the ring, by fetch
+(fetches.py), with no gap and no repeat at any change between the two. Records, batches and arrays
+are views of one position.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+
+from shmlog.client import positions, ring_tail
+from shmlog.client.arguments import Duration, duration_ns, optional_ns, size_in
+from shmlog.client.batch import Batch, Record
+from shmlog.client.bootstrap import Where
+from shmlog.client.engine import API_TIMEOUT_NS, Engine
+from shmlog.client.fetches import ENDLESS, Fetches, PartitionReader
+from shmlog.client.positions import Position, Positionable
+from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
+from shmlog.errors import (
+    InvalidConfig,
+    InvalidRequest,
+    OffsetOutOfRange,
+    ShmlogError,
+    UnknownTopic,
+    from_wire,
+)
+from shmlog.ids import TopicPartition
+from shmlog.protocol.messages import FETCH_BYTES_MAX, TopicInfo
+from shmlog.ring.layout import RingIdentity
+from shmlog.serde import Serde
+
+_GLOB = frozenset("*?[")
+_LATEST, _EARLIEST = -1, -2
+_PIECES_AHEAD = 4  # below this many, answers are looked for before the buffer is empty
+
+
+class Consumer:
+    """Reads partitions. One thread at a time; `close` may come from any. Use it in a `with`.
+
+    Args:
+        topics: names, or glob patterns ("metrics.*").
+        partitions: numbers (of every topic), or TopicPartitions; None: all.
+        start: a position (see shmlog.client.positions), or a range "A:B" that sets `stop` too.
+        stop: where to end; "latest" is the end as of now. None: never.
+        out_of_range: "error", or "reset" = go to the earliest offset and tell `on_error`.
+        key, value: serdes; without one, keys and values are bytes.
+        check_crcs: "auto" = the body CRC too, but in ring reads only where the processor needs it;
+            "always"; "never" = not the body CRC.
+        ring: read from shared memory where possible.
+    When the constructor returns, every position is fixed: nothing written from then on is missed.
+    """
+
+    def __init__(
+        self,
+        *topics: str,
+        where: Where = None,
+        partitions: Iterable[int | TopicPartition] | None = None,
+        start: Positionable = "earliest",
+        stop: Positionable | None = None,
+        out_of_range: str = "error",
+        key: Serde | None = None,
+        value: Serde | None = None,
+        fetch_max_bytes: int | str = "8MiB",
+        fetch_max_wait: Duration = 0.5,
+        max_partition_fetch_bytes: int | str = "1MiB",
+        check_crcs: str = "auto",
+        ring: bool = True,
+        request_timeout: Duration = 30,
+        on_error: Callable[[ShmlogError], None] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        if out_of_range not in ("error", "reset"):
+            raise InvalidConfig(f'out_of_range = {out_of_range!r}: must be "error" or "reset"')
+        if check_crcs not in ("auto", "always", "never"):
+            raise InvalidConfig(f'check_crcs = {check_crcs!r}: must be "auto", "always" or "never"')
+        first, last = positions.parse_range(start)
+        self._serdes = (key, value)
+        self._reset = out_of_range == "reset"
+        self._on_error = on_error
+        self._check_crcs = {"auto": None, "always": True, "never": False}[check_crcs]
+        self._ring = ring
+        self._engine = Engine(
+            where, rng=rng, request_timeout_ns=duration_ns(request_timeout, "request_timeout")
+        )
+        session = self._engine.session
+        self._fetches = Fetches(
+            session.metadata,
+            session.backoff,
+            max_bytes=size_in(fetch_max_bytes, "fetch_max_bytes", 1, FETCH_BYTES_MAX),
+            max_wait_ms=duration_ns(fetch_max_wait, "fetch_max_wait") // NS_PER_MS,
+            partition_max_bytes=size_in(
+                max_partition_fetch_bytes, "max_partition_fetch_bytes", 1, FETCH_BYTES_MAX
+            ),
+            check_body=self._check_crcs is not False,
+        )
+        session.on_metadata = self._on_metadata
+        self._batch: Batch | None = None  # partly handed out, record by record
+        self._taken = 0
+        try:
+            with self._engine.lock:
+                self._assign(topics, partitions)
+                stop_at = positions.parse(stop) if stop is not None else last
+                self._fix(list(self._readers), first or positions.EARLIEST, stop_at)
+        except BaseException:
+            self.close()
+            raise
+
+    # --- records
+
+    def __iter__(self) -> Iterator[Record]:
+        """Records, one by one; waits for more, and ends at `stop`."""
+        while True:
+            batch = self._batch
+            if batch is None or self._taken >= len(batch):
+                with self._engine.lock:
+                    batch = self._next_batch(None, True)
+                if batch is None:
+                    return
+                self._batch, self._taken = batch, 0
+            records = iter(batch if not self._taken else batch.part(self._taken, len(batch)))
+            for record in records:
+                self._taken += 1
+                yield record
+                if self._batch is not batch:
+                    break  # a seek, or `batches` in between
+
+    def batches(
+        self,
+        max_records: int | None = None,
+        timeout: Duration | None = None,
+        copy: bool = True,
+    ) -> Iterator[Batch]:
+        """Batches as they are stored, or parts of at most `max_records`; ends at `stop`.
+
+        With `timeout`, an empty batch whenever nothing has come for so long. With copy=False
+        batches may be views of shared memory: a result counts only if `batch.valid()` afterwards.
+        """
+        if max_records is not None and max_records < 1:
+            raise InvalidRequest(f"max_records = {max_records}: must be at least 1")
+        timeout_ns = optional_ns(timeout, "timeout")
+        while True:
+            batch = self._rest()
+            if batch is None:
+                with self._engine.lock:
+                    batch = self._next_batch(timeout_ns, copy)
+            if batch is None:
+                return
+            if max_records is not None and len(batch) > max_records:
+                self._batch, self._taken = batch, max_records
+                batch = batch.part(0, max_records)
+            yield batch
+
+    def _rest(self) -> Batch | None:
+        """What is left of the batch that was handed out in part."""
+        batch, taken = self._batch, self._taken
+        self._batch = None
+        if batch is None or taken >= len(batch):
+            return None
+        return batch.part(taken, len(batch)) if taken else batch
+
+    # --- positions
+
+    @property
+    def assignment(self) -> list[TopicPartition]:
+        """The partitions read, sorted."""
+        return sorted(self._readers)
+
+    def position(self, tp: TopicPartition) -> int:
+        """The offset of the next record of a partition. Raises: UnknownTopic: not assigned."""
+        reader = self._reader(tp)
+        batch = self._batch
+        if batch is not None and (batch.topic, batch.partition) == tp:
+            return batch.base_offset + self._taken
+        return reader.position
+
+    def seek(
+        self, target: TopicPartition | Batch | str, position: Positionable | None = None
+    ) -> None:
+        """Go to a position: of one partition, of all partitions of a topic, or back to a batch's
+        begin.
+
+        Raises: UnknownTopic: not assigned; InvalidConfig.
+        """
+        with self._engine.lock:
+            self._engine.check()
+            if isinstance(target, Batch):
+                self._move(
+                    self._reader(TopicPartition(target.topic, target.partition)), target.base_offset
+                )
+                return
+            if position is None:
+                raise InvalidRequest("seek needs a position, or a batch to go back to")
+            wanted = (
+                [tp for tp in self._readers if tp.topic == target]
+                if isinstance(target, str)
+                else [self._reader(target).tp]
+            )
+            if not wanted:
+                raise UnknownTopic(f"topic {target!r} is not read by this consumer", topic=target)
+            self._fix(wanted, positions.parse(position), None)
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """How many committed records each partition has behind the position, as of now."""
+        with self._engine.lock:
+            found = self._engine.list_offsets([(tp, _LATEST) for tp in self._readers])
+        return {tp: max(end - self.position(tp), 0) for (tp, _), end in found.items()}
+
+    def close(self) -> None:
+        """Close the connections and let the rings go. Idempotent, from any thread."""
+        self._engine.close()
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- assignment
+
+    @property
+    def _readers(self) -> dict[TopicPartition, PartitionReader]:
+        return self._fetches.readers
+
+    def _reader(self, tp: TopicPartition) -> PartitionReader:
+        reader = self._readers.get(TopicPartition(*tp))
+        if reader is None:
+            raise UnknownTopic(f"{tp} is not read by this consumer", topic=tp[0], partition=tp[1])
+        return reader
+
+    def _assign(
+        self, topics: tuple[str, ...], partitions: Iterable[int | TopicPartition] | None
+    ) -> None:
+        named = [tp for tp in partitions or () if isinstance(tp, tuple)]
+        numbers = None if partitions is None else [p for p in partitions if isinstance(p, int)]
+        wanted = list(dict.fromkeys([*topics, *(tp[0] for tp in named)]))
+        if not wanted:
+            raise InvalidConfig("name at least one topic")
+        for info in self._topics(wanted):
+            count = len(info.partitions)
+            if info.topic in topics or not named:
+                chosen = list(range(count)) if numbers is None else numbers
+            else:
+                chosen = []
+            chosen = [*chosen, *(tp[1] for tp in named if tp[0] == info.topic)]
+            for number in dict.fromkeys(chosen):
+                if not 0 <= number < count:
+                    raise UnknownTopic(
+                        f"topic {info.topic!r} has partitions 0..{count - 1}, not {number}",
+                        topic=info.topic,
+                        partition=number,
+                    )
+                tp = TopicPartition(info.topic, number)
+                self._fetches.add(PartitionReader(tp, info.topic_id, 0, ENDLESS))
+        self._engine.session.topics = {tp.topic for tp in self._readers}
+
+    def _topics(self, wanted: list[str]) -> list[TopicInfo]:
+        """The topics named, and those that the patterns match now."""
+        plain = [name for name in wanted if not _GLOB & set(name)]
+        patterns = [name for name in wanted if _GLOB & set(name)]
+        answer = self._engine.refresh(None if patterns else plain)
+        found = {info.topic: info for info in answer.topics}
+        chosen: dict[str, TopicInfo] = {}
+        for name in plain:
+            info = found.get(name)
+            if info is None or info.error == 3:
+                raise self._engine.unknown_topic(name)
+            if info.error:
+                raise from_wire(info.error, f"topic {name!r} cannot be read", topic=name)
+            chosen[name] = info
+        for pattern in patterns:
+            matching = [t for t in sorted(found) if fnmatch.fnmatchcase(t, pattern)]
+            if not matching:
+                raise UnknownTopic(f"no topic matches {pattern!r}", topic=pattern)
+            chosen.update({name: found[name] for name in matching})
+        return list(chosen.values())
+
+    def _fix(self, tps: list[TopicPartition], start: Position, stop: Position | None) -> None:
+        """Resolve positions into offsets, all as of now."""
+        now_ns = SYSTEM_CLOCK.wall_ns()
+        wanted = [p for p in (start, stop) if p is not None]
+        times = {t for p in wanted if (t := p.timestamp_ns(now_ns)) is not None}
+        asked = {_LATEST, _EARLIEST, *times} if any(_needs_ends(p) for p in wanted) else set()
+        found = self._engine.list_offsets([(tp, t) for tp in tps for t in asked])
+
+        def offset(tp: TopicPartition, position: Position) -> int:
+            if not _needs_ends(position):
+                return position.value
+            time = position.timestamp_ns(now_ns)
+            by_time = -1 if time is None else found[tp, time]
+            return position.resolve(found[tp, _EARLIEST], found[tp, _LATEST], by_time)
+
+        for tp in tps:
+            reader = self._readers[tp]
+            self._move(reader, offset(tp, start))
+            if stop is not None:
+                reader.stop = offset(tp, stop)
+
+    def _move(self, reader: PartitionReader, offset: int) -> None:
+        reader.seek(offset)
+        if self._batch is not None and (self._batch.topic, self._batch.partition) == reader.tp:
+            self._batch = None
+
+    # --- the reading
+
+    def _next_batch(self, timeout_ns: int | None, copy: bool) -> Batch | None:
+        """The next batch; an empty one at the time-out; None at the stop."""
+        engine = self._engine
+        engine.check()
+        deadline_ns = None if timeout_ns is None else engine.now() + timeout_ns
+        while True:
+            reader = self._find(copy)
+            if reader is not None:
+                return self._hand_out(reader)
+            if all(reader.finished for reader in self._readers.values()):
+                return None
+            self._raise_errors()
+            now = engine.now()
+            left_ns = None if deadline_ns is None else deadline_ns - now
+            if left_ns is not None and left_ns < 0:
+                return Batch("", None, -1, -1, self._serdes, check_crc=False)
+            self._ask(now)
+            retry_ns = self._fetches.next_retry_ns(now)
+            if retry_ns is not None:
+                wait_ns = retry_ns - now
+                left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
+            engine.pump(left_ns)
+
+    def _find(self, copy: bool) -> PartitionReader | None:
+        """A partition with something in its buffer, filled from its ring if need be."""
+        found = None
+        for reader in self._fetches.in_turn():
+            if reader.pieces or (reader.wants and self._from_ring(reader, copy)):
+                found = reader
+                break
+        if found is not None and found.tail is None and len(found.pieces) <= _PIECES_AHEAD:
+            # By socket: keep a request in flight while the user works on what is here.
+            self._ask(self._engine.now())
+            self._engine.pump(0)
+        return found
+
+    def _from_ring(self, reader: PartitionReader, copy: bool) -> bool:
+        """Read ahead from the ring; False if there is nothing, or no ring that has the place."""
+        if not self._ring:
+            return False
+        tail = reader.tail
+        if tail is None:
+            if not reader.ring_try:
+                return False
+            reader.ring_try = False
+            tail = reader.tail = self._attach(reader)
+            if tail is None:
+                return False
+        pieces = tail.poll(reader.fetch_offset, copy=copy)
+        if pieces is None or (not pieces and tail.sealed):
+            self._leave_ring(reader, tail)
+            return False
+        reader.caught_up = not pieces
+        for piece in pieces:
+            reader.leader_epoch = piece.header.leader_epoch
+            reader.take_in(piece)
+        if pieces:
+            reader.in_flight = 0  # what a fetch still brings is known already
+        return bool(pieces)
+
+    def _attach(self, reader: PartitionReader) -> ring_tail.RingTail | None:
+        metadata = self._engine.session.metadata
+        leader = metadata.leader(reader.tp)
+        if leader is None or leader.incarnation < 0:
+            return None
+        identity = RingIdentity(
+            metadata.cluster,
+            leader.broker,
+            leader.incarnation,
+            bytes.fromhex(reader.topic_id),
+            reader.tp.partition,
+        )
+        return ring_tail.attach(identity, check_crcs=self._check_crcs)
+
+    def _leave_ring(self, reader: PartitionReader, tail: ring_tail.RingTail) -> None:
+        """The place is not in the ring: by fetch, until an answer makes it worth another look."""
+        if tail.sealed:
+            self._fetches.refresh_wanted = True
+        tail.close()
+        reader.tail = None
+        reader.caught_up = False
+
+    def _ask(self, now: int) -> None:
+        session = self._engine.session
+        for endpoint, message, on_done in self._fetches.requests(now):
+            session.submit(endpoint, message, (), on_done, now)
+        if self._fetches.refresh_wanted:
+            self._fetches.refresh_wanted = False
+            session.refresh(now)
+
+    def _hand_out(self, reader: PartitionReader) -> Batch:
+        piece = reader.next_piece()
+        batch = Batch(
+            reader.tp.topic,
+            piece,
+            reader.position,
+            reader.stop,
+            self._serdes,
+            check_crc=False,
+        )
+        reader.position = min(piece.header.end_offset, reader.stop)
+        if reader.finished:
+            reader.pieces.clear()
+        if not reader.pieces:
+            self._fetches.served(reader)
+        return batch
+
+    def _raise_errors(self) -> None:
+        for reader in self._readers.values():
+            error = reader.error
+            if error is None:
+                continue
+            reader.error = None  # the user may seek, or simply try again
+            if self._reset and isinstance(error, OffsetOutOfRange):
+                self._go_to_start(reader, error)
+            elif isinstance(error, UnknownTopic):
+                raise self._engine.unknown_topic(reader.tp.topic) from None
+            else:
+                raise error
+
+    def _go_to_start(self, reader: PartitionReader, error: ShmlogError) -> None:
+        before = reader.position
+        found = self._engine.list_offsets([(reader.tp, _EARLIEST)], API_TIMEOUT_NS)
+        reader.seek(found[reader.tp, _EARLIEST])
+        if self._on_error is not None:
+            self._on_error(
+                OffsetOutOfRange(
+                    f"{reader.tp}: went from offset {before} to {reader.position}: {error}",
+                    topic=reader.tp.topic,
+                    partition=reader.tp.partition,
+                    offset=before,
+                    new_offset=reader.position,
+                )
+            )
+
+    def _on_metadata(self, now: int) -> None:
+        metadata = self._engine.session.metadata
+        for reader in self._readers.values():
+            reader.ring_try = True
+            if metadata.leader(reader.tp) is None:
+                self._fetches.refresh_wanted = True
+
+
+def _needs_ends(position: Position) -> bool:
+    return position.kind is not positions.Kind.OFFSET

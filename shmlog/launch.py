@@ -1,0 +1,160 @@
+"""Starting a supervisor as a process of its own, and stopping what one left behind.
+
+`shmlog` never imports `node`: a supervisor is started by its module's name, and heard through its
+event log and the registry. What it says while it starts decides: every broker ready, or a cause to
+show.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shmlog import clock, directory, process, registry
+from shmlog.control import cause_of_death
+from shmlog.errors import CorruptLog, InvalidConfig, RequestTimedOut, ServerError, ShmlogError
+
+START_TIMEOUT_S = 60.0
+FAILED_STARTS_MAX = 3
+_POLL_S = 0.005
+_TAIL_BYTES = 2000
+
+
+def supervisor_command(path: Path, *options: str) -> list[str]:
+    """The command that supervises a directory."""
+    return [sys.executable, "-P", "-m", "node.supervisor", "--dir", str(path), *options]
+
+
+class Background:
+    """A supervisor with its streams closed or in log files, in a session of its own."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        """Start it. `path` is a cluster already: its `run/` takes the logs."""
+        self.path = path
+        self._log = directory.supervisor_log(path)
+        with open(self._log, "ab", opener=_private) as log:
+            self._position = log.tell()
+            self.process = subprocess.Popen(
+                supervisor_command(path, "--logs", *options),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[int, directory.BrokerEntry]:
+        """Wait until every broker serves; their registrations.
+
+        Raises: ShmlogError: the supervisor ended, a broker fails again and again, or time is up;
+        the
+            message ends with the last lines of the log.
+        """
+        brokers = set(directory.load_cluster(self.path).brokers)
+        deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
+        while True:
+            ended = self.process.poll()
+            living = directory.read_brokers(self.path)
+            if set(living) == brokers and ended is None:
+                return living
+            if ended is not None:
+                raise self._failure(ended, f"the supervisor ended with exit code {ended}")
+            deaths = [x for x in self.events() if x["event"] == "exit"]
+            if len(deaths) >= FAILED_STARTS_MAX:
+                raise self._failure(
+                    0, f"broker {deaths[-1]['broker']} {cause_of_death(deaths[-1])}"
+                )
+            if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
+                raise RequestTimedOut(f"not ready after {timeout_s:g} s{self._tail()}")
+            clock.sleep(_POLL_S)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What this supervisor has said so far."""
+        with open(self._log, "rb") as log:
+            log.seek(self._position)
+            lines = log.read().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines if line.startswith(b"{")]
+
+    def _failure(self, code: int, text: str) -> ShmlogError:
+        kind = {2: InvalidConfig, 7: CorruptLog}.get(code, ServerError)
+        return kind(f"{text}{self._tail()}")
+
+    def _tail(self) -> str:
+        return log_tail(self.path, self._position)
+
+    def stop(self) -> None:
+        """Stop it and its brokers; it kills those that do not stop by themselves."""
+        process.kill(self.process.pid, signal.SIGTERM)
+        self.process.wait()
+
+
+def log_tail(path: Path, supervisor_position: int) -> str:
+    """The last lines for people in the logs of brokers and supervisor (from a position on)."""
+    log = directory.supervisor_log(path)
+    text = ""
+    for file in (log, *sorted(directory.run_dir(path).glob("broker-*.log"))):
+        if file.exists():
+            content = file.read_bytes()[supervisor_position if file == log else 0 :]
+            lines = content[-_TAIL_BYTES:].decode(errors="replace").splitlines()
+            shown = [line for line in lines if line and not line.startswith('{"event"')]
+            text += "".join(f"\n  {file.name}: {line}" for line in shown[-10:])
+    return text
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)
+
+
+def wait_for_end(pids: Sequence[int], timeout_s: float) -> list[int]:
+    """Wait until the processes have ended; those that have not."""
+    deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
+    poller = select.poll()
+    running = {fd: pid for pid in pids if (fd := process.open_pidfd(pid)) is not None}
+    for fd in running:
+        poller.register(fd, select.POLLIN)
+    try:
+        while running:
+            left_ns = deadline_ns - clock.SYSTEM_CLOCK.monotonic_ns()
+            ready = poller.poll(max(0, left_ns) / clock.NS_PER_MS)
+            for fd, _ in ready:
+                poller.unregister(fd)
+                os.close(fd)
+                del running[fd]
+            if not ready and left_ns <= 0:
+                break
+        return list(running.values())
+    finally:
+        for fd in running:
+            os.close(fd)
+
+
+def owners(path: Path) -> dict[int, int]:
+    """{broker: pid} of the processes that hold a data directory of the cluster."""
+    found = {}
+    for broker in directory.load_cluster(path).brokers:
+        pid = registry.data_dir_owner(directory.data_dir(path, broker))
+        if pid is not None and pid > 0:
+            found[broker] = pid
+    return found
+
+
+def stop_orphans(path: Path, timeout_s: float) -> dict[int, int]:
+    """Stop the brokers that outlived their supervisor, and clean up after them; {broker: pid}.
+
+    Raises: RequestTimedOut: one has not ended within `timeout_s`.
+    """
+    orphans = owners(path)
+    for pid in orphans.values():
+        process.kill(pid, signal.SIGTERM)
+    left = wait_for_end(list(orphans.values()), timeout_s)
+    if left:
+        raise RequestTimedOut(f"broker process {left[0]} has not ended within {timeout_s:g} s")
+    for broker in directory.load_cluster(path).brokers:
+        directory.unlink_memory_of_dead(path, broker)
+    return orphans

@@ -1,0 +1,90 @@
+"""The sparse index of one segment: offset, position, running maximum of timestamps.
+
+One entry per `index_interval_bytes`, at batch boundaries. In memory three growing numpy columns; on disk 24 bytes
+an entry behind a head with a CRC, written when the segment is sealed or closed. It is a hint: missing or damaged,
+it is rebuilt from the batches.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from shmlog.records.compression import crc32c
+
+_HEAD = struct.Struct("<IIII")
+_EXTENT = struct.Struct("<qqq")  # bytes of log, maximum timestamp, last append time
+_MAGIC = 0x31494C53  # b"SLI1"
+_ENTRY = np.dtype([("offset", "<i8"), ("position", "<i8"), ("max_timestamp_ns", "<i8")])
+
+
+class SparseIndex:
+    """Invariant: offsets, positions and maximum timestamps never fall; the first entry is position 0."""
+
+    def __init__(self, interval_bytes: int) -> None:
+        self._interval_bytes = interval_bytes
+        self._entries = np.zeros(16, _ENTRY)
+        self._count = 0
+        self._last_position = -interval_bytes
+        self.max_timestamp_ns = -1  # of all batches seen, in the index or not
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, offset: int, position: int, timestamp_ns: int) -> None:
+        """A batch begins at `position`; its newest record has `timestamp_ns`.
+
+        The entry carries the maximum *before* this batch: a search for a time begins where it can first occur.
+        """
+        if position - self._last_position >= self._interval_bytes:
+            if self._count == len(self._entries):
+                self._entries = np.concatenate([self._entries, np.zeros(self._count, _ENTRY)])
+            self._entries[self._count] = (offset, position, self.max_timestamp_ns)
+            self._count += 1
+            self._last_position = position
+        self.max_timestamp_ns = max(self.max_timestamp_ns, timestamp_ns)
+
+    def position_for_offset(self, offset: int) -> int:
+        """Where to begin walking for `offset`: the last entry at or below it."""
+        offsets = self._entries["offset"][: self._count]
+        place = int(np.searchsorted(offsets, offset, side="right")) - 1
+        return int(self._entries["position"][place]) if place >= 0 else 0
+
+    def position_for_time(self, timestamp_ns: int) -> int:
+        """Where to begin walking for the first record at or after a time."""
+        before = self._entries["max_timestamp_ns"][: self._count]
+        place = int(np.searchsorted(before, timestamp_ns, side="left")) - 1
+        return int(self._entries["position"][place]) if place >= 0 else 0
+
+    def truncate(self, position: int) -> None:
+        """Forget entries at or behind `position`."""
+        positions = self._entries["position"][: self._count]
+        self._count = int(np.searchsorted(positions, position, side="left"))
+        last = self._count - 1
+        self._last_position = int(positions[last]) if last >= 0 else -self._interval_bytes
+
+    def encode(self, log_size: int, last_append_time_ns: int) -> bytes:
+        """The file's bytes, for a segment of `log_size` bytes of batches."""
+        body = _EXTENT.pack(log_size, self.max_timestamp_ns, last_append_time_ns)
+        body += self._entries[: self._count].tobytes()
+        return _HEAD.pack(_MAGIC, self._count, self._interval_bytes, crc32c(body)) + body
+
+    @classmethod
+    def decode(cls, data: bytes, interval_bytes: int) -> tuple[SparseIndex, int, int] | None:
+        """(index, bytes of log that it covers, last append time); None if the file is damaged."""
+        if len(data) < _HEAD.size + _EXTENT.size:
+            return None
+        magic, count, interval, crc = _HEAD.unpack_from(data)
+        body = data[_HEAD.size :]
+        if magic != _MAGIC or len(body) != _EXTENT.size + count * _ENTRY.itemsize or crc32c(body) != crc:
+            return None
+        log_size, max_timestamp_ns, last_append_time_ns = _EXTENT.unpack_from(body)
+        index = cls(interval or interval_bytes)
+        index._entries = np.frombuffer(body, _ENTRY, count, _EXTENT.size).copy()
+        if count == 0:
+            index._entries = np.zeros(16, _ENTRY)
+        index._count = count
+        index._last_position = int(index._entries["position"][count - 1]) if count else -interval
+        index.max_timestamp_ns = max_timestamp_ns
+        return index, log_size, last_append_time_ns

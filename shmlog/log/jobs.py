@@ -1,0 +1,69 @@
+"""What a log asks workers to do: plain objects with `run()`, system calls only.
+
+A job holds what it needs; the loop never waits for one. What a job's end means for the log is told to it by the
+loop (`Log.finish_sync`, `Log.finish_allocation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from shmlog.log.producers import Snapshot
+from shmlog.log.segment import Segment
+from shmlog.log.storage import File, Storage
+
+
+class Job(Protocol):
+    """Something for a worker."""
+
+    def run(self) -> None:
+        """Do it. May raise OSError."""
+        ...
+
+
+@dataclass(slots=True)
+class SyncJob:
+    """Make everything below `end_offset` durable."""
+
+    storage: Storage
+    files: list[File]
+    directory: str | None  # set: a segment was made since the last sync
+    end_offset: int
+    segments: list[Segment]
+    snapshot: Snapshot | None
+
+    def run(self) -> None:
+        """fdatasync each dirty file, then the directory."""
+        for file in self.files:
+            file.sync()
+        if self.directory is not None:
+            self.storage.sync_dir(self.directory)
+
+
+@dataclass(slots=True)
+class AllocationJob:
+    """Reserve the next step of a segment."""
+
+    segment: Segment
+    file: File
+    position: int
+    size: int
+    done: bool = False
+
+    def run(self) -> None:
+        """fallocate."""
+        self.file.allocate(self.position, self.size)
+        self.done = True
+
+
+@dataclass(slots=True)
+class CallJob:
+    """Any one call."""
+
+    call: Callable[[], None]
+
+    def run(self) -> None:
+        """Make the call."""
+        self.call()

@@ -1,0 +1,560 @@
+"""Segments as one log: append, read, find by time, sync, recover. It knows no ring and no replica.
+
+The loop's thread appends and reads; everything that may take long (sync, preallocation, checkpoints, unlink) is
+handed out as a job. Order of durability: data, then names, then what relies on both (recovery point).
+
+Invariants: log_start_offset <= synced_end_offset <= log_end_offset; the recovery point on disk never exceeds
+the synced end; offsets are contiguous over all segments.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from functools import partial
+
+from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
+from shmlog.log import checkpoint, paths, recovery
+from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
+from shmlog.log.jobs import AllocationJob, CallJob, Job, SyncJob
+from shmlog.log.producers import ProducerStates, Snapshot
+from shmlog.log.recovery import RecoveryReport
+from shmlog.log.segment import NOT_A_BATCH, Segment
+from shmlog.log.storage import Buffer, Storage
+from shmlog.records.batch import RecordBatch
+from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
+from shmlog.settings import MIB, TopicConfig
+
+ALLOCATION_MIN, ALLOCATION_MAX = 4 * MIB, 16 * MIB
+SNAPSHOT_INTERVAL_NS = 1_000_000_000
+SEALED_OPEN_MAX = 4
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Log:
+    """One partition's files. One owner."""
+
+    def __init__(
+        self, storage: Storage, directory: str, topic_id: bytes, partition: int, config: TopicConfig
+    ) -> None:
+        self._storage = storage
+        self.directory = directory
+        self.topic_id = topic_id
+        self.partition = partition
+        self.config = config
+        self.recovery = RecoveryReport()
+        self.epochs = EpochHistory()
+        self.producers = ProducerStates()
+        self.log_start_offset = 0
+        self.synced_end_offset = 0
+        self._segments: list[Segment] = []
+        self._dirty: dict[Segment, None] = {}
+        self._directory_dirty = False
+        self._epochs_dirty = False
+        self._snapshot: Snapshot | None = None  # at or below the synced end, to be written
+        self._snapshot_due_ns = 0
+        self._now_ns = 0
+        self._checkpointed: Checkpoint | None = None
+        self._allocation = ALLOCATION_MIN
+
+    # -- opening --------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        storage: Storage,
+        directory: str,
+        *,
+        topic_id: bytes,
+        partition: int,
+        config: TopicConfig,
+        now_ns: int,
+        same_boot: bool,
+        clean: bool,
+    ) -> Log:
+        """Open or make a partition's log, and recover it after an unclean stop.
+
+        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError.
+        """
+        log = cls(storage, directory, topic_id, partition, config)
+        found = log._set_foreign_aside()
+        storage.make_dir(directory)
+        log._recover(found, same_boot=same_boot, clean=clean, now_ns=now_ns)
+        return log
+
+    def _set_foreign_aside(self) -> Checkpoint | None:
+        """The directory's checkpoint. One of another topic id means another topic's files: kept, renamed."""
+        path = f"{self.directory}/{paths.CHECKPOINT}"
+        found = checkpoint.read(self._storage, path, Checkpoint)
+        if found is not None and found.topic_id != self.topic_id:
+            self._storage.rename(self.directory, f"{self.directory}.stray-{found.topic_id.hex()}")
+            return None
+        return found
+
+    def _recover(
+        self, found: Checkpoint | None, *, same_boot: bool, clean: bool, now_ns: int
+    ) -> None:
+        names = self._storage.list(self.directory)
+        bases = sorted(b for b in map(paths.parse_segment_log, names) if b is not None)
+        mark = max(found.recovery_point, found.high_watermark) if found else 0
+        for place, base in enumerate(bases):
+            next_base = bases[place + 1] if place + 1 < len(bases) else None
+            if not self._recover_segment(base, next_base, mark, same_boot=same_boot, clean=clean):
+                self._drop_segments_behind(bases[place + 1 :])
+                break
+        if not self._segments:
+            self._segments.append(self._make_segment(mark if found and not bases else 0))
+        first = self._segments[0].base_offset
+        if first > (found.log_start if found else 0) and found is None and first > 0:
+            self.log_start_offset = first
+        self.log_start_offset = max(found.log_start if found else 0, first)
+        if mark > self.log_end_offset:
+            self._missing(mark)
+        self._recover_epochs()
+        self._recover_producers(now_ns)
+        if not clean:
+            self._rewrite(mark)
+        self._sync_all()
+        self._write_checkpoint(self._checkpoint_value(self.log_end_offset))
+
+    def _missing(self, mark: int) -> None:
+        raise CorruptLog(
+            f"{self.directory}: offsets {self.log_end_offset} to {mark} were synced and are missing",
+            log_start=self.log_end_offset,
+            high_watermark=mark,
+        )
+
+    def _recover_segment(
+        self, base: int, next_base: int | None, mark: int, *, same_boot: bool, clean: bool
+    ) -> bool:
+        """Take one segment in; False if the log ends in it although there are more."""
+        segment = Segment(self._storage, self.directory, base, self.config.index_interval_bytes)
+        if self._segments and base != self._segments[-1].end_offset:
+            self._rot(
+                f"{segment.path} begins at {base}, the one before ends at {self._segments[-1].end_offset}",
+                self._segments[-1].end_offset,
+                base,
+            )
+        sealed = next_base is not None and next_base <= mark
+        if sealed and segment.load_index(self.config.index_interval_bytes):
+            assert next_base is not None
+            segment.end_offset = next_base
+            self._segments.append(segment)
+            return True
+        file_size = segment.file().size()
+        damage = recovery.scan(segment, self.topic_id, self.partition, mark, file_size=file_size)
+        self.recovery.scanned_bytes += segment.size
+        self.recovery.rebuilt_indexes += 1
+        short = next_base is not None and segment.end_offset < next_base
+        if damage is not None:
+            torn = damage.valid_behind is None and next_base is None
+            if damage.below_mark or (same_boot and not torn):
+                self._rot(str(damage), damage.offset, max(mark, damage.offset + 1))
+        elif short and (same_boot or segment.end_offset < mark):
+            self._rot(f"{segment.path} ends early", segment.end_offset, next_base or mark)
+        if damage is not None:
+            self.recovery.cut_bytes += file_size - segment.size
+            segment.cut(segment.size, segment.end_offset)
+            segment.file().sync()
+        else:
+            segment.allocated = file_size
+        self._segments.append(segment)
+        return next_base is None or segment.end_offset == next_base
+
+    def _rot(self, text: str, first: int, end: int) -> None:
+        raise CorruptLog(
+            f"damaged, offsets {first} to {end}: {text}", log_start=first, high_watermark=end
+        )
+
+    def _drop_segments_behind(self, bases: list[int]) -> None:
+        """After a reboot the log ends at the first bad batch: what lies behind is set aside, not deleted."""
+        for base in bases:
+            path = f"{self.directory}/{paths.segment_log(base)}"
+            self._storage.rename(path, f"{path}.corrupt")
+        self._storage.sync_dir(self.directory)
+
+    def _recover_epochs(self) -> None:
+        table = checkpoint.read(self._storage, f"{self.directory}/{paths.EPOCHS}", EpochTable)
+        self.epochs = EpochHistory(table.entries if table else [])
+        self.epochs.truncate_to(max(self.log_end_offset, 1))
+        known_to = self._segments[-1].base_offset if table else self.log_start_offset
+        for segment in self._segments:
+            if segment.end_offset > known_to:
+                for found in segment.walk(0):
+                    if self.epochs.assign(found.header.leader_epoch, found.header.base_offset):
+                        self._epochs_dirty = True
+
+    def _recover_producers(self, now_ns: int) -> None:
+        path = f"{self.directory}/{paths.PRODUCERS}"
+        snapshot = checkpoint.read(self._storage, path, Snapshot)
+        if snapshot is not None and snapshot.end_offset > self.log_end_offset:
+            snapshot = None  # it knows of batches that a power cut took
+        self.producers = ProducerStates(snapshot, now_ns)
+        start = snapshot.end_offset if snapshot else self.log_start_offset
+        for segment in self._segments:
+            if segment.end_offset <= start:
+                continue
+            for found in segment.walk(segment.index.position_for_offset(max(start, segment.base_offset))):
+                header = found.header
+                if header.base_offset >= start:
+                    self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
+
+    def _rewrite(self, mark: int) -> None:
+        """Write what lies above the recovery point once more, so that the next sync covers it.
+
+        After a sync that failed Linux marks the pages clean although they never reached the disk (ATC'20,
+        "Can Applications Recover from fsync Failures?"); only writing them again makes them dirty.
+        """
+        for segment in self._segments:
+            if segment.end_offset <= mark:
+                continue
+            position = segment.index.position_for_offset(max(mark, segment.base_offset))
+            while position < segment.size:
+                piece = segment.file().pread(min(4 * MIB, segment.size - position), position)
+                segment.file().pwrite([piece], position)
+                position += len(piece)
+                self.recovery.rewritten_bytes += len(piece)
+            self._dirty[segment] = None
+
+    # -- ends -----------------------------------------------------------------------------------------
+
+    @property
+    def log_end_offset(self) -> int:
+        """The offset of the next record."""
+        return self._segments[-1].end_offset
+
+    @property
+    def last_append_time_ns(self) -> int:
+        """Append time of the newest batch; 0 if there is none."""
+        for segment in reversed(self._segments[-2:]):
+            if segment.last_append_time_ns:
+                return segment.last_append_time_ns
+        return 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of batches in all segments."""
+        return sum(segment.size for segment in self._segments)
+
+    @property
+    def segment_count(self) -> int:
+        """How many segments there are."""
+        return len(self._segments)
+
+    # -- append ---------------------------------------------------------------------------------------
+
+    def append(self, batches: Sequence[tuple[BatchHeader, Buffer]], now_ns: int) -> None:
+        """Write stamped batches, contiguous from `log_end_offset`: one write a segment.
+
+        Raises: DiskFull: nothing has changed. OSError: the broker must end.
+        """
+        assert batches[0][0].base_offset == self.log_end_offset, (
+            f"batch at {batches[0][0].base_offset}, the log ends at {self.log_end_offset}"
+        )
+        self._now_ns = now_ns
+        count, active = len(self._segments), self._segments[-1]
+        before = (active.size, active.end_offset, active.last_append_time_ns)
+        try:
+            self._append_all(batches)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            self._take_back(count, before)
+            raise DiskFull(f"no space for {self.directory}: {error.strerror}") from None
+        for header, _ in batches:
+            if self.epochs.assign(header.leader_epoch, header.base_offset):
+                self._epochs_dirty = True
+
+    def _append_all(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
+        start, size = 0, self._segments[-1].size
+        for place, (header, _) in enumerate(batches):
+            if size and size + header.batch_size > self.config.segment_bytes:
+                self._write(batches[start:place])
+                self._roll(header.base_offset)
+                start, size = place, 0
+            size += header.batch_size
+        self._write(batches[start:])
+
+    def _write(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
+        if batches:
+            segment = self._segments[-1]
+            segment.append(batches)
+            self._dirty[segment] = None
+
+    def _roll(self, base_offset: int) -> None:
+        self._segments.append(self._make_segment(base_offset))
+        self._directory_dirty = True
+
+    def _make_segment(self, base_offset: int) -> Segment:
+        segment = Segment(
+            self._storage, self.directory, base_offset, self.config.index_interval_bytes
+        )
+        segment.file(create=True)
+        self._directory_dirty = True
+        return segment
+
+    def _take_back(self, count: int, before: tuple[int, int, int]) -> None:
+        while len(self._segments) > count:
+            segment = self._segments.pop()
+            self._dirty.pop(segment, None)
+            segment.close()
+            segment.unlink()
+        active = self._segments[-1]
+        active.cut(before[0], before[1])
+        active.last_append_time_ns = before[2]
+        self._dirty[active] = None
+
+    # -- read -----------------------------------------------------------------------------------------
+
+    def read(self, offset: int, *, max_bytes: int, end_offset: int) -> bytes:
+        """Whole batches from the one that holds `offset` up to `end_offset`; at least one if there is any.
+
+        Both CRCs of every batch are checked before it is returned.
+        Raises: OffsetOutOfRange. CorruptLog: naming the damaged range.
+        """
+        if not self.log_start_offset <= offset <= self.log_end_offset:
+            raise OffsetOutOfRange(
+                f"offset {offset}: {self.directory} holds {self.log_start_offset} to "
+                f"{self.log_end_offset}",
+                log_start=self.log_start_offset,
+                high_watermark=end_offset,
+            )
+        if offset >= end_offset:
+            return b""
+        segment = self._segment_for(offset)
+        pieces: list[memoryview] = []
+        size = 0
+        position = segment.index.position_for_offset(offset)
+        window = max_bytes + self.config.index_interval_bytes
+        try:
+            for found in segment.walk(position, read_bytes=min(max(window, 4096), 4 * MIB)):
+                header = found.header
+                if header.end_offset <= offset:
+                    continue
+                if header.base_offset >= end_offset or (pieces and size + header.batch_size > max_bytes):
+                    break
+                check_header_crc(found.data, header)
+                check_body_crc(found.data, header)
+                pieces.append(found.data)
+                size += header.batch_size
+        except NOT_A_BATCH as error:
+            if pieces:
+                return b"".join(pieces)  # the damage is named when it is asked for
+            raise CorruptLog(
+                f"damaged, from offset {offset} on: {error}",
+                log_start=offset,
+                high_watermark=segment.end_offset,
+            ) from None
+        finally:
+            self._close_cold(segment)
+        return b"".join(pieces)
+
+    def _segment_for(self, offset: int) -> Segment:
+        low, high = 0, len(self._segments)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._segments[middle].base_offset <= offset:
+                low = middle
+            else:
+                high = middle
+        return self._segments[low]
+
+    def _close_cold(self, used: Segment) -> None:
+        """Keep few descriptors of sealed segments open; never close one that waits for a sync."""
+        opened = [s for s in self._segments[:-1] if s.is_open and s not in self._dirty]
+        for segment in opened[: max(0, len(opened) - SEALED_OPEN_MAX)]:
+            if segment is not used and segment.index_saved:
+                segment.close()
+
+    def offset_for_time(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
+        """(offset, timestamp) of the first record, in offset order, at or after a time; None if there is none.
+
+        Exact to the record also where timestamps are out of order.
+        """
+        by_append_time = self.config.message_timestamp_type == "LogAppendTime"
+        for segment in self._segments:
+            if segment.end_offset <= self.log_start_offset:
+                continue
+            if segment.base_offset >= end_offset:
+                break
+            if not by_append_time and segment.index.max_timestamp_ns < timestamp_ns:
+                continue
+            position = 0 if by_append_time else segment.index.position_for_time(timestamp_ns)
+            answer = self._first_at(segment, position, timestamp_ns, end_offset, by_append_time)
+            if answer is not None:
+                return answer
+        return None
+
+    def _first_at(
+        self, segment: Segment, position: int, timestamp_ns: int, end_offset: int, by_append_time: bool
+    ) -> tuple[int, int] | None:
+        try:
+            for found in segment.walk(position):
+                header = found.header
+                if header.base_offset >= end_offset:
+                    return None
+                if header.end_offset <= self.log_start_offset:
+                    continue
+                if by_append_time:
+                    if header.append_time_ns >= timestamp_ns:
+                        return max(header.base_offset, self.log_start_offset), header.append_time_ns
+                elif header.max_timestamp_ns >= timestamp_ns:
+                    batch = RecordBatch(found.data, header)
+                    times = batch.timestamps
+                    first = max(0, self.log_start_offset - header.base_offset)
+                    hits = (times[first:] >= timestamp_ns).nonzero()[0]
+                    if len(hits):
+                        index = first + int(hits[0])
+                        return header.base_offset + index, int(times[index])
+        except NOT_A_BATCH as error:
+            raise CorruptLog(f"damaged, in a search by time: {error}") from None
+        return None
+
+    def last_epoch_before(self, offset: int) -> int:
+        """The leader epoch of the record before `offset`; -1 if there is none."""
+        return self.epochs.epoch_for(offset - 1) if offset > self.log_start_offset else -1
+
+    # -- jobs -----------------------------------------------------------------------------------------
+
+    def sync_job(self) -> SyncJob | None:
+        """Make all that is written so far durable; None if it is."""
+        if not self._dirty and not self._directory_dirty:
+            return None
+        snapshot = None
+        if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1:
+            snapshot = self.producers.snapshot(self.log_end_offset)
+            self._snapshot_due_ns = self._now_ns + SNAPSHOT_INTERVAL_NS
+        segments = list(self._dirty)
+        job = SyncJob(
+            storage=self._storage,
+            files=[segment.file() for segment in segments],
+            directory=self.directory if self._directory_dirty else None,
+            end_offset=self.log_end_offset,
+            segments=segments,
+            snapshot=snapshot,
+        )
+        self._dirty.clear()
+        self._directory_dirty = False
+        return job
+
+    def finish_sync(self, job: SyncJob) -> None:
+        """The job has run: what was written when it was made is durable, less what was cut since."""
+        self.synced_end_offset = max(
+            self.synced_end_offset, min(job.end_offset, self.log_end_offset)
+        )
+        if job.snapshot is not None and job.snapshot.end_offset <= self.log_end_offset:
+            self._snapshot = job.snapshot
+
+    def allocation_job(self) -> AllocationJob | None:
+        """Preallocate the next step of the active segment; None while there is enough."""
+        segment = self._segments[-1]
+        if segment.size + self._allocation // 2 < segment.allocated:
+            return None
+        start = max(segment.allocated, segment.size)
+        size = min(self._allocation, self.config.segment_bytes - start)
+        if size <= 0:
+            return None
+        self._allocation = min(2 * self._allocation, ALLOCATION_MAX)
+        return AllocationJob(segment, segment.file(), start, size)
+
+    def finish_allocation(self, job: AllocationJob) -> None:
+        """The job has run."""
+        if job.done:
+            job.segment.allocated = max(job.segment.allocated, job.position + job.size)
+
+    def _checkpoint_value(self, high_watermark: int) -> Checkpoint:
+        return Checkpoint(
+            topic_id=self.topic_id,
+            log_start=self.log_start_offset,
+            high_watermark=min(high_watermark, self.synced_end_offset),
+            recovery_point=self.synced_end_offset,
+        )
+
+    def checkpoint_job(self, high_watermark: int) -> Job | None:
+        """Write what has changed since the last checkpoint; None if nothing has."""
+        value = self._checkpoint_value(high_watermark)
+        sealed = [s for s in self._segments[:-1] if not s.index_saved]
+        if value == self._checkpointed and not sealed and not self._epochs_dirty:
+            return None
+        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
+        snapshot, self._snapshot = self._snapshot, None
+        self._epochs_dirty = False
+        self._checkpointed = value
+        for segment in sealed:
+            segment.index_saved = True
+        return CallJob(partial(self._write_files, value, epochs, snapshot, sealed))
+
+    def _write_files(
+        self,
+        value: Checkpoint,
+        epochs: EpochTable | None,
+        snapshot: Snapshot | None,
+        sealed: list[Segment],
+    ) -> None:
+        for segment in sealed:
+            segment.save_index()
+        if epochs is not None:
+            checkpoint.write(self._storage, f"{self.directory}/{paths.EPOCHS}", epochs)
+        if snapshot is not None:
+            checkpoint.write(self._storage, f"{self.directory}/{paths.PRODUCERS}", snapshot)
+        checkpoint.write(self._storage, f"{self.directory}/{paths.CHECKPOINT}", value)
+
+    def _write_checkpoint(self, value: Checkpoint) -> None:
+        if self._epochs_dirty or value != self._checkpointed:
+            epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
+            self._write_files(value, epochs, None, [])
+            self._epochs_dirty = False
+            self._checkpointed = value
+
+    def set_log_start(self, offset: int) -> list[Job]:
+        """Records below `offset` are gone; the jobs unlink segments that lie wholly below."""
+        assert offset <= self.log_end_offset, (offset, self.log_end_offset)
+        self.log_start_offset = max(self.log_start_offset, offset)
+        self.epochs.trim_prefix(self.log_start_offset)
+        self._epochs_dirty = True
+        jobs: list[Job] = []
+        while len(self._segments) > 1 and self._segments[0].end_offset <= self.log_start_offset:
+            if self._segments[0] in self._dirty:
+                break  # it waits for a sync: it goes with the next trim, or at the next start
+            segment = self._segments.pop(0)
+            jobs.append(CallJob(partial(_remove, segment)))
+        return jobs
+
+    def _sync_all(self) -> None:
+        job = self.sync_job()
+        if job is not None:
+            job.run()
+            self.finish_sync(job)
+        self.synced_end_offset = self.log_end_offset
+
+    def close(self, high_watermark: int) -> None:
+        """A clean stop: everything synced, the preallocation given back, a checkpoint. In the caller's thread."""
+        active = self._segments[-1]
+        active.cut(active.size, active.end_offset)
+        self._dirty[active] = None
+        self._sync_all()
+        unsaved = [s for s in self._segments if not s.index_saved]
+        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
+        snapshot = self.producers.snapshot(self.log_end_offset)
+        self._write_files(self._checkpoint_value(high_watermark), epochs, snapshot, unsaved)
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Let go of all descriptors, as a kill would."""
+        for segment in self._segments:
+            segment.close()
+
+
+def _remove(segment: Segment) -> None:
+    segment.close()
+    segment.unlink()
+
+
+def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
+    """A deleted topic's partition: rename its directory out of the way, durably, then remove it."""
+    log.close_files()
+    storage.make_dir(f"{data_dir}/{paths.DELETED}")
+    target = f"{data_dir}/{paths.deleted_dir(log.topic_id, log.partition)}"
+    storage.rename(log.directory, target)
+    storage.sync_dir(data_dir)
+    storage.remove_tree(target)

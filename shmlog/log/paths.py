@@ -1,0 +1,57 @@
+"""Every file name of a data directory, made and parsed here.
+
+    broker-N/
+      TOPIC-PARTITION/
+        00000000000000000000.log      batches, byte for byte, from base offset 0 on
+        00000000000000000000.index    sparse: offset, position, running maximum of timestamps; rebuildable
+        epochs                        leader epoch -> start offset
+        checkpoint                    topic id, log start, high watermark, recovery point
+        producers                     idempotence state as of an offset
+        *.previous, *.new             the generation before; one being written
+      deleted/TOPIC_ID-N/             on its way out
+      TOPIC-PARTITION.stray-N/        not known to the metadata; kept
+"""
+
+from __future__ import annotations
+
+import re
+
+METADATA_TOPIC = "__cluster_metadata"
+EPOCHS = "epochs"
+CHECKPOINT = "checkpoint"
+PRODUCERS = "producers"
+DELETED = "deleted"
+_SEGMENT = re.compile(r"(\d{20})\.log")
+_PARTITION = re.compile(r"([A-Za-z0-9._-]{1,249})-(\d{1,4})")
+
+
+def partition_dir(topic: str, partition: int) -> str:
+    """The directory of a partition."""
+    return f"{topic}-{partition}"
+
+
+def parse_partition_dir(name: str) -> tuple[str, int] | None:
+    """(topic, partition) of a directory name; None if it is none."""
+    match = _PARTITION.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def segment_log(base_offset: int) -> str:
+    """The file of a segment's batches."""
+    return f"{base_offset:020d}.log"
+
+
+def segment_index(base_offset: int) -> str:
+    """The file of a segment's index."""
+    return f"{base_offset:020d}.index"
+
+
+def parse_segment_log(name: str) -> int | None:
+    """The base offset in a segment's file name; None if it is none."""
+    match = _SEGMENT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def deleted_dir(topic_id: bytes, partition: int) -> str:
+    """Where a partition's directory goes when its topic is deleted."""
+    return f"{DELETED}/{topic_id.hex()}-{partition}"

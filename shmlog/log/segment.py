@@ -1,0 +1,148 @@
+"""One segment: a file of batches, byte for byte, back to back, and its index.
+
+The file may be longer than its batches: it is preallocated in steps, and a zero magic word means the end. All
+writing is pwrite at `size`; all reading goes through `walk`, which reads in pieces and hands out whole batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from shmlog.errors import CorruptMessage, InvalidRecord
+from shmlog.log import paths
+from shmlog.log.index import SparseIndex
+from shmlog.log.storage import Buffer, File, Storage
+from shmlog.records.header import BatchHeader, decode_header, read_size
+from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE
+
+WALK_BYTES = 1 << 20
+
+
+class Found(NamedTuple):
+    """A batch in a segment: its place, its header, its bytes."""
+
+    position: int
+    header: BatchHeader
+    data: memoryview
+
+
+class Segment:
+    """Invariant: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset)."""
+
+    def __init__(self, storage: Storage, directory: str, base_offset: int, interval_bytes: int) -> None:
+        self._storage = storage
+        self._path = f"{directory}/{paths.segment_log(base_offset)}"
+        self._index_path = f"{directory}/{paths.segment_index(base_offset)}"
+        self._file: File | None = None
+        self.base_offset = base_offset
+        self.end_offset = base_offset
+        self.size = 0
+        self.allocated = 0
+        self.last_append_time_ns = 0
+        self.index = SparseIndex(interval_bytes)
+        self.index_saved = False
+
+    @property
+    def path(self) -> str:
+        """The file of the batches."""
+        return self._path
+
+    @property
+    def is_open(self) -> bool:
+        """Is a descriptor held?"""
+        return self._file is not None
+
+    def file(self, *, create: bool = False, read_only: bool = False) -> File:
+        """The open file."""
+        if self._file is None:
+            self._file = self._storage.open(self._path, create=create, read_only=read_only)
+        return self._file
+
+    def append(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
+        """Write batches behind the last one, in one piece. On an OSError nothing here has changed."""
+        self.file().pwrite([data for _, data in batches], self.size)
+        for header, _ in batches:
+            self.note(header, self.size)
+
+    def note(self, header: BatchHeader, position: int) -> None:
+        """A batch lies at `position`, behind all others."""
+        self.index.add(header.base_offset, position, header.max_timestamp_ns)
+        self.size = position + header.batch_size
+        self.allocated = max(self.allocated, self.size)
+        self.end_offset = header.end_offset
+        self.last_append_time_ns = header.append_time_ns
+        self.index_saved = False
+
+    def cut(self, size: int, end_offset: int) -> None:
+        """Throw away everything from `size` on; preallocation goes too."""
+        self.file().truncate(size)
+        self.size = self.allocated = size
+        self.end_offset = end_offset
+        self.index.truncate(size)
+
+    def walk(self, position: int, *, read_bytes: int = WALK_BYTES, end: int | None = None) -> Iterator[Found]:
+        """Whole batches from `position` (a batch boundary) up to `end` (default: size).
+
+        Raises: CorruptMessage, InvalidRecord: there is no batch where one should be. CRCs are the caller's.
+        """
+        end = self.size if end is None else end
+        while position < end:
+            piece = memoryview(self.file().pread(min(read_bytes, end - position), position))
+            at = 0
+            while len(piece) - at >= HEADER_SIZE:
+                size = read_size(piece, at)
+                if size == 0 or at + size > len(piece):
+                    break
+                data = piece[at : at + size]
+                yield Found(position + at, decode_header(data), data)
+                at += size
+            if at == 0:
+                if read_bytes > BATCH_SIZE_MAX or len(piece) < min(read_bytes, end - position):
+                    raise CorruptMessage(f"{self._path}: no whole batch at position {position}")
+                if len(piece) >= 4 and read_size(piece, 0) == 0:
+                    raise CorruptMessage(f"{self._path}: zeros at position {position}")
+                if len(piece) == end - position:
+                    raise CorruptMessage(f"{self._path}: half a batch at position {position}")
+                read_bytes = BATCH_SIZE_MAX + HEADER_SIZE
+            position += at
+
+    def save_index(self) -> None:
+        """Write the index file (a hint: not synced)."""
+        data = self.index.encode(self.size, self.last_append_time_ns)
+        file = self._storage.open(self._index_path, create=True)
+        try:
+            file.truncate(0)
+            file.pwrite([data], 0)
+        finally:
+            file.close()
+
+    def load_index(self, interval_bytes: int) -> bool:
+        """Take the index file; False if it is missing, damaged, or not of all of this segment."""
+        if not self._storage.exists(self._index_path):
+            return False
+        file = self._storage.open(self._index_path, read_only=True)
+        try:
+            decoded = SparseIndex.decode(file.pread(file.size(), 0), interval_bytes)
+        finally:
+            file.close()
+        if decoded is None or decoded[1] > self.file(read_only=True).size():
+            return False
+        self.index, self.size, self.last_append_time_ns = decoded
+        self.allocated = self.size
+        self.index_saved = True
+        return True
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def unlink(self) -> None:
+        """Remove both files."""
+        self._storage.unlink(self._path)
+        self._storage.unlink(self._index_path)
+
+
+NOT_A_BATCH = (CorruptMessage, InvalidRecord)

@@ -1,0 +1,261 @@
+"""All file access of a log behind one small interface, so that faults can be injected.
+
+`OsStorage` (os_storage.py) is the real one. `MemoryStorage` here keeps files in memory and knows, for each,
+what was synced: it fails operations on demand, and gives the image that a crash would leave.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+SECTOR = 512
+
+
+class File(Protocol):
+    """An open file. Positions and sizes in bytes."""
+
+    def size(self) -> int:
+        """How long the file is, preallocation included."""
+        ...
+
+    def pread(self, size: int, position: int) -> bytes:
+        """At most `size` bytes from `position`; fewer only at the end of the file."""
+        ...
+
+    def pwrite(self, buffers: Sequence[Buffer], position: int) -> None:
+        """Write all of the buffers, one behind the other, from `position` on."""
+        ...
+
+    def sync(self) -> None:
+        """Make content and size durable (fdatasync(2))."""
+        ...
+
+    def allocate(self, position: int, size: int) -> None:
+        """Reserve zeros, growing the file (posix_fallocate(3))."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut the file."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        ...
+
+
+class Storage(Protocol):
+    """A file system, as far as a log needs one. Errors are OSErrors."""
+
+    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> File:
+        """Open a file for reading and writing, or only for reading."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Is there a file or directory of this name?"""
+        ...
+
+    def list(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+        ...
+
+    def make_dir(self, path: str) -> None:
+        """Make a directory, and those above it, mode 0700; it may be there already."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename atomically, replacing the target."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """Remove a file; it may be missing."""
+        ...
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all in it; it may be missing."""
+        ...
+
+    def sync_dir(self, path: str) -> None:
+        """Make the names in a directory durable."""
+        ...
+
+
+class _Content:
+    """A file's bytes now, and as of the last sync."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = bytearray(data)
+        self.synced = bytes(data)
+
+
+class MemoryStorage:
+    """Files in memory, with faults. Not thread-safe.
+
+    `fail(kind, nth, error)` makes the n-th operation of a kind (open, pwrite, sync, allocate, truncate, rename,
+    unlink, sync_dir) raise. `operations` lists what was done. `after_kill` and `after_power_cut` are new
+    storages as a crash at this moment would leave them.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, _Content] = {}
+        self.durable_names: dict[str, _Content] = {}
+        self.dirs: set[str] = set()
+        self.operations: list[tuple[str, str, int]] = []
+        self._faults: dict[tuple[str, int], int] = {}
+        self._counts: dict[str, int] = {}
+
+    def fail(self, kind: str, nth: int, error: int = errno.EIO) -> None:
+        """Let the `nth` (from 1, counted from now) operation of `kind` fail with `error`."""
+        self._faults[kind, self._counts.get(kind, 0) + nth] = error
+
+    def record(self, kind: str, path: str, size: int = 0) -> None:
+        """Count an operation; raise if it is one that has to fail."""
+        self._counts[kind] = count = self._counts.get(kind, 0) + 1
+        self.operations.append((kind, path, size))
+        error = self._faults.pop((kind, count), None)
+        if error is not None:
+            raise OSError(error, f"injected into {kind}", path)
+
+    def open(self, path: str, *, create: bool = False, read_only: bool = False) -> File:
+        """See Storage."""
+        if path not in self.files:
+            if not create:
+                raise FileNotFoundError(errno.ENOENT, "no such file", path)
+            self.record("create", path)
+            self.files[path] = _Content()
+        return _MemoryFile(self, path, self.files[path])
+
+    def exists(self, path: str) -> bool:
+        """See Storage."""
+        return path in self.files or path in self.dirs
+
+    def list(self, path: str) -> list[str]:
+        """See Storage."""
+        start = path + "/"
+        inside = [p[len(start) :] for p in [*self.files, *self.dirs] if p.startswith(start)]
+        return sorted({name.split("/")[0] for name in inside})
+
+    def make_dir(self, path: str) -> None:
+        """See Storage."""
+        self.dirs.add(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """See Storage."""
+        self.record("rename", target)
+        if source in self.files:
+            self.files[target] = self.files.pop(source)
+            return
+        self.dirs.discard(source)
+        self.dirs.add(target)
+        for path in [p for p in self.files if p.startswith(source + "/")]:
+            self.files[target + path[len(source) :]] = self.files.pop(path)
+
+    def unlink(self, path: str) -> None:
+        """See Storage."""
+        self.record("unlink", path)
+        self.files.pop(path, None)
+
+    def remove_tree(self, path: str) -> None:
+        """See Storage."""
+        for inside in [p for p in self.files if p.startswith(path + "/")]:
+            del self.files[inside]
+        self.dirs.discard(path)
+
+    def sync_dir(self, path: str) -> None:
+        """See Storage."""
+        self.record("sync_dir", path)
+        inside = path + "/"
+        for name in [n for n in self.durable_names if n.startswith(inside)]:
+            if "/" not in name[len(inside) :] and name not in self.files:
+                del self.durable_names[name]
+        for name, content in self.files.items():
+            if name.startswith(inside) and "/" not in name[len(inside) :]:
+                self.durable_names[name] = content
+
+    def after_kill(self, rng: random.Random, *, in_flight: tuple[str, int, bytes] | None = None) -> MemoryStorage:
+        """What kill -9 leaves: all that was written, and any prefix of a write that was under way."""
+        image = MemoryStorage()
+        image.dirs = set(self.dirs)
+        for path, content in self.files.items():
+            image.files[path] = _Content(bytes(content.data))
+        if in_flight is not None:
+            path, position, data = in_flight
+            part = data[: rng.randrange(len(data) + 1)]
+            target = image.files[path].data
+            if len(target) < position + len(part):
+                target.extend(bytes(position + len(part) - len(target)))
+            target[position : position + len(part)] = part
+        return image._settled()
+
+    def after_power_cut(self, rng: random.Random) -> MemoryStorage:
+        """What a power cut leaves: what was synced; of the rest any sectors; of new names any."""
+        image = MemoryStorage()
+        image.dirs = set(self.dirs)
+        names = dict(self.durable_names)
+        for path, content in self.files.items():
+            if names.get(path) is not content and rng.random() < 0.5:  # noqa: TID251
+                names[path] = content
+        for path, content in names.items():
+            image.files[path] = _Content(_torn(content, rng))
+        return image._settled()
+
+    def _settled(self) -> MemoryStorage:
+        for path, content in self.files.items():
+            content.synced = bytes(content.data)
+            self.durable_names[path] = content
+        return self
+
+
+def _torn(content: _Content, rng: random.Random) -> bytes:
+    """The synced bytes, with any subset of the sectors that have changed since."""
+    now, synced = bytes(content.data), content.synced
+    if now == synced:
+        return now
+    size = rng.choice((len(now), len(synced), max(len(now), len(synced))))
+    old, new = synced.ljust(size, b"\0"), now.ljust(size, b"\0")
+    out = bytearray(old[:size])
+    for start in range(0, size, SECTOR):
+        if rng.random() < 0.5:  # noqa: TID251
+            out[start : start + SECTOR] = new[start : start + SECTOR]
+    return bytes(out[:size])
+
+
+class _MemoryFile:
+    def __init__(self, storage: MemoryStorage, path: str, content: _Content) -> None:
+        self._storage = storage
+        self._path = path
+        self._content = content
+
+    def size(self) -> int:
+        return len(self._content.data)
+
+    def pread(self, size: int, position: int) -> bytes:
+        return bytes(self._content.data[position : position + size])
+
+    def pwrite(self, buffers: Sequence[Buffer], position: int) -> None:
+        data = b"".join(bytes(b) for b in buffers)
+        self._storage.record("pwrite", self._path, len(data))
+        content = self._content.data
+        if len(content) < position + len(data):
+            content.extend(bytes(position + len(data) - len(content)))
+        content[position : position + len(data)] = data
+
+    def sync(self) -> None:
+        self._storage.record("sync", self._path)
+        self._content.synced = bytes(self._content.data)
+
+    def allocate(self, position: int, size: int) -> None:
+        self._storage.record("allocate", self._path, size)
+        content = self._content.data
+        if len(content) < position + size:
+            content.extend(bytes(position + size - len(content)))
+
+    def truncate(self, size: int) -> None:
+        self._storage.record("truncate", self._path, size)
+        del self._content.data[size:]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,87 @@
+"""POSIX shared memory: the only user of posix_ipc and mmap.
+
+`create` reserves the memory before it is mapped: a sparse object would kill its writer by SIGBUS at the first
+touch of a page for which there is no room, and Python cannot catch that. Nobody unlinks but the owner; there is
+no resource tracker here that could take a segment away from under its users.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+import posix_ipc
+
+_TOUCH_BYTES = 4 << 20
+_PAGE = 4096
+
+
+class PosixMemory:
+    """A mapping of a named segment."""
+
+    def __init__(self, name: str, mapping: mmap.mmap) -> None:
+        self.name: str | None = name
+        self.size = len(mapping)
+        self._mapping = mapping
+        self.buffer = memoryview(mapping)
+
+    def close(self) -> None:
+        """Unmap it; while views are held, the last of them does."""
+        self.buffer.release()
+        try:
+            self._mapping.close()
+        except BufferError:
+            pass  # a view (of a batch read without copy) still needs the bytes; it owns them now
+
+
+def create(name: str, size: int) -> PosixMemory:
+    """Make and reserve a segment of `size` bytes, mode 0600.
+
+    Raises: FileExistsError: the name is taken. OSError ENOSPC: /dev/shm has no room; nothing is left.
+    """
+    try:
+        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(f"shared memory {name} exists") from None
+    try:
+        os.posix_fallocate(segment.fd, 0, size)
+        mapping = mmap.mmap(segment.fd, size)
+    except BaseException:
+        posix_ipc.unlink_shared_memory(name)
+        raise
+    finally:
+        segment.close_fd()
+    return PosixMemory(name, mapping)
+
+
+def touch(memory: PosixMemory) -> None:
+    """Touch every page in pieces, so that the first lap costs no page faults. For a worker thread.
+
+    A strided numpy store lets go of the GIL; madvise would hold it all along.
+    """
+    pages = np.frombuffer(memory.buffer, np.uint8)
+    for start in range(0, memory.size, _TOUCH_BYTES):
+        pages[start : start + _TOUCH_BYTES : _PAGE] = 0
+
+
+def attach(name: str) -> PosixMemory:
+    """Map an existing segment, read-only. Raises: FileNotFoundError."""
+    try:
+        segment = posix_ipc.SharedMemory(name, read_only=True)
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(f"no shared memory {name}") from None
+    try:
+        mapping = mmap.mmap(segment.fd, os.fstat(segment.fd).st_size, prot=mmap.PROT_READ)
+    finally:
+        segment.close_fd()
+    return PosixMemory(name, mapping)
+
+
+def unlink(name: str) -> bool:
+    """Take the name away; who has it mapped keeps it. False if there is no such name."""
+    try:
+        posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        return False
+    return True

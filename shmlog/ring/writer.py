@@ -1,0 +1,144 @@
+"""The one writer of a ring: reserve, copy, publish.
+
+    reserve   move oldest_valid past what will be overwritten, THEN hand out the bytes
+    publish   index entries, then index_count, then tail: a reader that sees the new tail sees the bytes
+
+x86 keeps the order of stores, and CPython does not reorder them: so a reader never sees a word before what it
+vouches for. Elsewhere the checksum over the reader's copy decides. Nothing here waits for a reader.
+
+Between reserve and publish a batch is in the ring but unseen: `abort` forgets it. The words are kept in Python
+integers too, so that reading them costs nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shmlog.ring import layout as L
+from shmlog.ring.memory import SharedMemory
+
+
+class RingFull(Exception):  # noqa: N818 - a state, not a failure
+    """What is reserved and not published fills the ring: publish first."""
+
+
+class RingWriter:
+    """Invariant: oldest_valid <= high_watermark <= tail <= reserved end; one writer for the ring's whole life."""
+
+    def __init__(self, memory: SharedMemory, capacity: int) -> None:
+        self._memory = memory
+        self._words = memory.buffer[: L.PAGE].cast("Q")
+        self._data = memory.buffer[L.DATA : L.DATA + capacity]
+        self._index_offsets = np.frombuffer(memory.buffer, np.int64, L.ENTRIES, L.INDEX_OFFSETS)
+        self._index_positions = np.frombuffer(memory.buffer, np.uint64, L.ENTRIES, L.INDEX_POSITIONS)
+        self._stride = capacity // L.ENTRIES
+        self._index_count = 0
+        self._last_indexed = -self._stride
+        self._pending: list[tuple[int, int]] = []  # base offset, position
+        self.capacity = capacity
+        self.oldest_valid = self.tail = self.high_watermark = 0
+        self._end = 0
+
+    @classmethod
+    def create(
+        cls, memory: SharedMemory, identity: L.RingIdentity, capacity: int, *, leader_epoch: int
+    ) -> RingWriter:
+        """Make a ring in fresh memory. Raises ValueError for a size or identity that does not fit."""
+        if capacity % L.PAGE or capacity < 16 * L.PAGE or memory.size != L.ring_size(capacity):
+            raise ValueError(f"capacity {capacity} in {memory.size} bytes of memory")
+        cluster = identity.cluster.encode()
+        if len(cluster) > L.CLUSTER_SIZE or len(identity.topic_id) != 16:
+            raise ValueError(f"cluster id of {len(cluster)} bytes, topic id {identity.topic_id!r}")
+        words = memory.buffer[: L.PAGE].cast("Q")
+        words[0] = L.MAGIC | L.LAYOUT_VERSION << 32
+        words[L.CAPACITY] = capacity
+        words[L.ENTRY_COUNT] = L.ENTRIES
+        words[L.BROKER] = identity.broker
+        words[L.INCARNATION] = identity.incarnation
+        words[L.PARTITION] = identity.partition
+        memory.buffer[L.TOPIC_ID_AT : L.TOPIC_ID_AT + 16] = identity.topic_id
+        memory.buffer[L.CLUSTER_AT : L.CLUSTER_AT + L.CLUSTER_SIZE] = cluster.ljust(L.CLUSTER_SIZE, b"\0")
+        words[L.LEADER_EPOCH] = leader_epoch
+        words[L.READY] = 1  # last: who sees it sees all of the above
+        words.release()
+        return cls(memory, capacity)
+
+    @property
+    def pending(self) -> bool:
+        """Is anything reserved and not published?"""
+        return bool(self._pending)
+
+    def reserve(self, size: int, base_offset: int) -> memoryview:
+        """Bytes for a batch of `size` (a multiple of 8), behind what is reserved already.
+
+        Raises: RingFull: unpublished bytes would be overwritten. ValueError: over half of the ring.
+        """
+        if size % L.ALIGNMENT or not 0 < size <= self.capacity // 2:
+            raise ValueError(f"a batch of {size} bytes in a ring of {self.capacity}")
+        position = self._end
+        slot = position % self.capacity
+        left = self.capacity - slot
+        padded = left if size > left else 0
+        end = position + padded + size
+        if end - self.tail > self.capacity:
+            raise RingFull(f"{end - self.tail} unpublished bytes in a ring of {self.capacity}")
+        if end - self.capacity > self.oldest_valid:
+            # Before the bytes change: a reader that copies them now finds out when it looks again.
+            self.oldest_valid = end - self.capacity
+            self._words[L.OLDEST_VALID] = self.oldest_valid
+        if padded:
+            self._data[slot : slot + 4] = b"\0\0\0\0"
+            position += padded
+            slot = 0
+        self._end = end
+        self._pending.append((base_offset, position))
+        return self._data[slot : slot + size]
+
+    def publish(self) -> int:
+        """Make everything reserved visible; the new tail."""
+        for base_offset, position in self._pending:
+            if position - self._last_indexed >= self._stride:
+                place = self._index_count % L.ENTRIES
+                self._index_offsets[place] = base_offset
+                self._index_positions[place] = position
+                self._last_indexed = position
+                self._index_count += 1
+        self._pending.clear()
+        self._words[L.INDEX_COUNT] = self._index_count
+        self.tail = self._end
+        self._words[L.TAIL] = self.tail  # last: the bytes and the index are in place
+        return self.tail
+
+    def abort(self) -> None:
+        """Forget what is reserved. What it overwrote is gone: oldest_valid stays where it is."""
+        self._pending.clear()
+        self._end = self.tail
+        if self.oldest_valid > self.tail:
+            # Only a ring that was overwritten whole gets here: nothing in it is valid any more.
+            self._end = self.tail = self.high_watermark = self.oldest_valid
+            self._words[L.TAIL] = self.tail
+            self._words[L.HIGH_WATERMARK] = self.high_watermark
+
+    def set_high_watermark(self, position: int) -> None:
+        """Readers may go up to `position`, a batch boundary at or below the tail; never back."""
+        assert self.high_watermark <= position <= self.tail, (self.high_watermark, position, self.tail)
+        self.high_watermark = position
+        self._words[L.HIGH_WATERMARK] = position
+
+    def set_leader_epoch(self, leader_epoch: int) -> None:
+        """The partition has a new epoch."""
+        self._words[L.LEADER_EPOCH] = leader_epoch
+
+    def beat(self, now_ns: int) -> None:
+        """The writer's loop is alive."""
+        self._words[L.HEARTBEAT] = now_ns
+
+    def seal(self) -> None:
+        """Nothing will be published here any more: readers look for the partition anew."""
+        self._words[L.SEALED] = 1
+
+    def drop_below(self, position: int) -> None:
+        """What lies below `position`, a batch boundary, must not be read any more."""
+        if position > self.oldest_valid:
+            self.oldest_valid = min(position, self.tail)
+            self._words[L.OLDEST_VALID] = self.oldest_valid

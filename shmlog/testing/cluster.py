@@ -1,0 +1,167 @@
+"""A throw-away cluster of real processes, for tests and for a first look.
+
+    with LocalCluster() as cluster:
+        cluster.client().produce("t", b"x")
+
+The supervisor watches the process that made the cluster: when that ends, however it ends, brokers
+and directory go too. The directory is short, because a socket's path has 107 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from shmlog import clock, directory, launch, process
+from shmlog.errors import ClusterNotFound, RequestTimedOut, ServerError
+
+if TYPE_CHECKING:
+    from shmlog.client.client import Client
+
+STOP_TIMEOUT_S = 30.0
+_POLL_S = 0.005
+_living: list[LocalCluster] = []
+
+
+class LocalCluster:
+    """Brokers in a temporary directory. A context manager; or call `start` and `stop`."""
+
+    def __init__(
+        self,
+        brokers: int = 1,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        topic: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the directory; `settings` and `topic` (defaults of topics) go into cluster.toml."""
+        self.dir = Path(tempfile.mkdtemp(prefix="shmlog-", dir="/tmp"))
+        try:
+            made = directory.create_cluster(self.dir, brokers, settings=settings, topic=topic)
+        except BaseException:
+            shutil.rmtree(self.dir)
+            raise
+        self.brokers = made.brokers
+        self._supervisor: launch.Background | None = None
+        self._clients: list[Client] = []
+
+    def start(self) -> LocalCluster:
+        """Start the processes and wait until every broker serves.
+
+        Raises: ShmlogError: they do not; the message ends with the last lines of their logs.
+        """
+        self._supervisor = launch.Background(self.dir, "--owner-pid", str(os.getpid()), "--remove")
+        _living.append(self)
+        try:
+            self._supervisor.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End everything, remove the directory, and see to it that nothing is left. May be
+        repeated.
+
+        Raises: ServerError: a process or shared memory is left, by name.
+        """
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+        if self._supervisor is not None:
+            self._stop_processes(self._supervisor.process)
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _stop_processes(self, supervisor: subprocess.Popen[bytes]) -> None:
+        names = _memory_names(self)
+        pids = [supervisor.pid, *process.children(supervisor.pid)]
+        process.kill(supervisor.pid, signal.SIGTERM)
+        if launch.wait_for_end([supervisor.pid], STOP_TIMEOUT_S):
+            supervisor.kill()
+        supervisor.wait()
+        self._supervisor = None
+        _living.remove(self)
+        if directory.cluster_file(self.dir).exists():  # the supervisor was killed
+            launch.stop_orphans(self.dir, STOP_TIMEOUT_S)
+        left = [f"process {pid}" for pid in pids if process.is_alive(pid)]
+        left += [f"/dev/shm{name}" for name in names if Path(f"/dev/shm{name}").exists()]
+        if left:
+            raise ServerError(f"the cluster in {self.dir} left behind: {', '.join(left)}")
+
+    def __enter__(self) -> LocalCluster:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """{broker: pid} of the brokers that serve now."""
+        return {b: entry.pid for b, entry in directory.read_brokers(self.dir).items()}
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The pid of the supervisor."""
+        if self._supervisor is None:
+            raise ClusterNotFound(f"the cluster in {self.dir} is not running")
+        return self._supervisor.process.pid
+
+    def client(self) -> Client:
+        """A client of this cluster; closed with it."""
+        from shmlog.client.client import connect
+
+        client = connect(self.dir)
+        self._clients.append(client)
+        return client
+
+    def kill(self, broker: int) -> int:
+        """End a broker's process with SIGKILL and wait for its death; its pid. It is restarted."""
+        pid = self._pid(broker)
+        process.kill(pid)
+        if launch.wait_for_end([pid], STOP_TIMEOUT_S):
+            raise RequestTimedOut(f"broker {broker} (pid {pid}) survived SIGKILL")
+        return pid
+
+    def wait_ready(self, timeout_s: float = launch.START_TIMEOUT_S) -> None:
+        """Wait until every broker serves (again). Raises RequestTimedOut."""
+        deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
+        while set(self.pids) != set(self.brokers):
+            if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
+                raise RequestTimedOut(f"brokers {sorted(self.pids)} after {timeout_s:g} s")
+            clock.sleep(_POLL_S)
+
+    def _pid(self, broker: int) -> int:
+        try:
+            return self.pids[broker]
+        except KeyError:
+            raise ClusterNotFound(f"broker {broker} of {self.dir} is not running") from None
+
+
+def living_processes() -> set[int]:
+    """Pids that belong to the clusters this process is running."""
+    found: set[int] = set()
+    for cluster in _living:
+        pid = cluster.supervisor_pid
+        found |= {pid, *process.children(pid)}
+    return found
+
+
+def living_memory() -> set[str]:
+    """Names of shared memory that belong to the clusters this process is running."""
+    return {name for cluster in _living for name in _memory_names(cluster)}
+
+
+def _memory_names(cluster: LocalCluster) -> set[str]:
+    files = [directory.memory_list_file(cluster.dir, broker) for broker in cluster.brokers]
+    return {name for file in files for name in directory.MemoryList(file).names()}

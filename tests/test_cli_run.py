@@ -1,0 +1,313 @@
+"""The command line: what it costs, what it takes where, how it ends; a cluster's life by command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from shmlog import directory, launch, process, registry
+from shmlog.cli import main as cli
+from shmlog.cli.settings import Settings
+from shmlog.errors import Code, InvalidConfig, ShmlogError, from_wire
+
+SHMLOG = [sys.executable, "-c", "from shmlog.cli.main import run; run()"]
+PATIENCE_S = 60
+
+
+def shmlog(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SHMLOG, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        **options,
+    )
+
+
+# -- the group ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nosuch"], []])
+def test_the_way_to_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from shmlog.cli.main import execute; execute(sys.argv[1:])\n"
+        "print([x for x in ('numpy', 'zmq', 'asyncio', 'msgspec', 'psutil') if x in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_of_the_table_is_one() -> None:
+    context = click.Context(cli.main)
+    for name in cli.COMMANDS:
+        command = cli.main.get_command(context, name)
+        assert isinstance(command, click.Command), name
+        assert command.help, name
+
+
+def seen_settings(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
+    """What a command is handed for a command line."""
+    seen: list[Settings] = []
+    module = type(sys)("stand_in_commands")
+
+    @click.command()
+    @click.option("-n", type=int)
+    @click.pass_obj
+    def probe(settings: Settings, n: int | None) -> int:
+        seen.append(settings)
+        return n or 0
+
+    @click.group()
+    def outer() -> None: ...
+
+    outer.add_command(probe, "inner")
+    module.probe, module.outer = probe, outer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stand_in_commands", module)
+    for name in ("probe", "outer"):
+        monkeypatch.setitem(cli.COMMANDS, name, cli.Lazy("stand_in_commands", name, "."))
+    assert cli.execute(arguments) == 0
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-d /c --json --timeout 5s -q -vv probe",
+        "probe -d /c --json --timeout 5s -q -vv",
+        "-d /c -q probe --output json --timeout 5 -vv",
+        "-d /other --output table outer --timeout 1h -q inner -d /c --json --timeout 5s -vv",
+    ],
+)
+def test_global_options_are_taken_before_and_after_the_command(
+    monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    settings = seen_settings(monkeypatch, *line.split())
+    assert (settings.where, settings.output, settings.timeout_s) == ("/c", "json", 5.0)
+    assert settings.quiet
+    assert settings.verbose == 2
+
+
+def test_the_environment_stands_in_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMLOG_OUTPUT", "jsonl")
+    monkeypatch.setenv("SHMLOG_TIMEOUT", "250ms")
+    settings = seen_settings(monkeypatch, "probe")
+    assert (settings.output, settings.timeout_s, settings.where) == ("jsonl", 0.25, None)
+    assert seen_settings(monkeypatch, "probe", "--output", "plain").output == "plain"
+    monkeypatch.setenv("SHMLOG_OUTPUT", "xml")
+    with pytest.raises(InvalidConfig, match="SHMLOG_OUTPUT = 'xml'"):
+        _ = seen_settings(monkeypatch, "probe").output
+
+
+def test_two_names_for_the_cluster_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = seen_settings(monkeypatch, "-d", "/c", "--endpoint", "ipc:///s", "probe")
+    with pytest.raises(InvalidConfig, match="choose one"):
+        _ = settings.where
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    @click.command()
+    def fail() -> None:
+        raise error
+
+    module = type(sys)("stand_in_commands")
+    module.fail = fail  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stand_in_commands", module)
+    monkeypatch.setitem(cli.COMMANDS, "fail", cli.Lazy("stand_in_commands", "fail", "."))
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code is not Code.NONE])
+def test_an_error_ends_with_the_status_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: Code
+) -> None:
+    error: ShmlogError = from_wire(code, "it is so")
+    raising(monkeypatch, error)
+    assert cli.execute(["fail"]) == error.exit_status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("it is so")
+    assert (code.name in err) == (error.exit_status == 1)
+
+
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, KeyboardInterrupt())
+    assert cli.execute(["fail"]) == 130
+
+
+def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["nosuch"], ["--nosuch"], ["status", "--nosuch"], ["up"], ["fsck"]):
+        assert cli.execute(line) == 2, line
+        assert "Error" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_silently_with_0() -> None:
+    code = (
+        "import sys, click; from shmlog.cli import main\n"
+        "@click.command()\ndef much():\n    [click.echo('x' * 1000) for _ in range(1000)]\n"
+        "sys.modules['m'] = type(sys)('m'); sys.modules['m'].much = much\n"
+        "main.COMMANDS['much'] = main.Lazy('m', 'much', '.'); sys.argv = ['shmlog', 'much']\n"
+        "main.run()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.read(10)
+    child.stdout.close()
+    assert (child.stderr.read(), child.wait(PATIENCE_S)) == (b"", 0)
+    child.stderr.close()
+
+
+# -- a cluster's life ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(short_dir: Path) -> Iterator[Path]:
+    """A directory for a cluster; whatever runs on it at the end is stopped."""
+    path = short_dir / "c"
+    yield path
+    if directory.cluster_file(path).exists():
+        supervisor = directory.read_supervisor(path)
+        if supervisor is not None:
+            process.kill(supervisor.pid, signal.SIGTERM)
+            launch.wait_for_end([supervisor.pid], PATIENCE_S)
+        launch.stop_orphans(path, PATIENCE_S)
+
+
+def pid_of(path: Path) -> int:
+    done = shmlog("-d", path, "status", "--pid", 0)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.process
+def test_up_status_kill_down_up_by_command(cluster: Path) -> None:
+    done = shmlog("up", "--dir", cluster, "-n", 1, "--detach")
+    assert done.returncode == 0, done.stderr
+    assert "ready" in done.stderr
+    assert f"shmlog -d {cluster} down" in done.stderr
+    health = json.loads(shmlog("status", "--json", "-d", cluster).stdout)
+    (broker,) = health["brokers"]
+    assert (health["kind"], health["v"], health["leaderless"]) == ("status", 1, [])
+    assert (broker["state"], broker["incarnation"], broker["restarts"]) == ("ready", 1, 0)
+    assert broker["pid"] == pid_of(cluster) == registry.data_dir_owner(cluster / "broker-0")
+    again = shmlog("up", "--dir", cluster, "--detach")
+    assert again.returncode == 2
+    assert f"already runs on {cluster} (pid {health['supervisor']})" in again.stderr
+    assert shmlog("up", "--dir", cluster).returncode == 2  # in the foreground too
+    assert shmlog("fsck", cluster).returncode == 2
+    down = shmlog("-d", cluster, "down")
+    assert down.returncode == 0, down.stderr
+    assert not process.is_alive(broker["pid"])
+    assert not process.is_alive(health["supervisor"])
+    assert shmlog("-d", cluster, "down").returncode == 5
+    assert shmlog("-d", cluster, "status").returncode == 5
+    assert shmlog("-d", cluster, "status", "--pid", 0).returncode == 5
+    assert shmlog("fsck", cluster).returncode == 0
+    assert shmlog("up", "--dir", cluster, "--detach", "-q").stderr == ""
+    assert (
+        json.loads(shmlog("status", "--json", "-d", cluster).stdout)["brokers"][0]["incarnation"]
+        == 2
+    )
+
+
+@pytest.mark.process
+def test_down_stops_brokers_that_outlived_their_supervisor(cluster: Path) -> None:
+    assert shmlog("up", "--dir", cluster, "--detach").returncode == 0
+    supervisor = directory.read_supervisor(cluster)
+    assert supervisor is not None
+    process.kill(supervisor.pid)
+    launch.wait_for_end([supervisor.pid], PATIENCE_S)
+    pid = pid_of(cluster)
+    refused = shmlog("up", "--dir", cluster, "--detach")
+    assert refused.returncode == 2
+    assert f"broker 0 (pid {pid})" in refused.stderr
+    assert f"shmlog -d {cluster} down" in refused.stderr
+    assert shmlog("-d", cluster, "down").returncode == 0
+    assert not process.is_alive(pid)
+
+
+@pytest.mark.process
+def test_up_in_the_foreground_ends_with_a_signal_and_leaves_nothing(cluster: Path) -> None:
+    child = subprocess.Popen(
+        [*SHMLOG, "up", "--dir", str(cluster)], stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    events = (json.loads(line) for line in child.stderr if '"event"' in line)
+    broker = next(event["pid"] for event in events if event["event"] == "ready")
+    child.send_signal(signal.SIGINT)
+    assert [event["event"] for event in events][-1] == "stopped"
+    child.stderr.close()
+    assert child.wait(PATIENCE_S) == 0
+    assert not process.is_alive(broker)
+
+
+def test_up_says_why_it_cannot(short_dir: Path) -> None:
+    long = short_dir / ("d" * 100)
+    for detach in ([], ["--detach"]):
+        done = shmlog("up", "--dir", long, *detach)
+        assert done.returncode == 2
+        assert "the system allows 107: choose a shorter --dir" in done.stderr
+        assert not long.exists()
+        done = shmlog("up", "--dir", short_dir / "c", "-n", 3, *detach)
+        assert done.returncode == 2
+        assert "one broker in this version" in done.stderr
+
+
+def test_nothing_there_is_exit_5(short_dir: Path) -> None:
+    for command in (["status"], ["down"], ["status", "--pid", "0"]):
+        done = shmlog("-d", short_dir, *command)
+        assert done.returncode == 5
+        assert "no cluster" in done.stderr
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(short_dir)}
+    environment.pop("SHMLOG_DIR", None)
+    environment.pop("SHMLOG_ENDPOINT", None)
+    done = shmlog("status", env=environment)
+    assert done.returncode == 5
+    assert "no cluster found: SHMLOG_DIR is not set" in done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_dev_is_found_shows_a_kill_and_leaves_nothing(short_dir: Path, ending: int) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(short_dir)}
+    environment.pop("SHMLOG_DIR", None)
+    dev = subprocess.Popen([*SHMLOG, "dev"], stderr=subprocess.PIPE, text=True, env=environment)
+    assert dev.stderr is not None
+    shown: list[str] = []
+
+    def show_until(text: str) -> None:
+        for line in dev.stderr or ():
+            shown.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} never came: {shown}")
+
+    show_until("Ctrl-C stops the brokers and removes everything.")
+    path = Path(next(x.split()[1] for x in shown if "directory" in x))
+    pid = int(shmlog("status", "--pid", 0, env=environment).stdout)
+    process.kill(pid)
+    show_until(f"broker 0 (pid {pid}) killed by signal 9; restarting in 100 ms")
+    show_until("ready again")
+    supervisor = directory.read_supervisor(path)
+    assert supervisor is not None
+    pids = [supervisor.pid, int(shmlog("status", "--pid", 0, env=environment).stdout)]
+    dev.send_signal(ending)
+    dev.stderr.read()
+    dev.stderr.close()
+    assert dev.wait(PATIENCE_S) == (-9 if ending == signal.SIGKILL else 130)
+    assert launch.wait_for_end(pids, PATIENCE_S) == []
+    assert shmlog("status", env=environment).returncode == 5
+    assert path.exists() == (ending == signal.SIGKILL)
