@@ -198,6 +198,9 @@ def test_compression_is_applied_and_dropped_where_it_does_not_help():
         lambda: build([b"a"], timestamps=1 << 63),
         lambda: build([b"a"], timestamps=[1 << 63]),
         lambda: build([b"a"], timestamps=[1.5]),
+        lambda: build([b"a"], timestamps=np.array([1.5])),
+        lambda: build([b"a"], timestamps=np.array([1 << 63], dtype=np.uint64)),
+        lambda: build([b"a"], timestamps=[None]),
     ],
 )
 def test_a_record_that_breaks_a_rule_is_refused(call):

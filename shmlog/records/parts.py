@@ -7,6 +7,7 @@ Only nulls and record headers cost Python steps per record. Sizes are checked be
 
 from __future__ import annotations
 
+import array
 import struct
 from collections.abc import Sequence
 
@@ -91,13 +92,7 @@ class BatchParts:
             if self.max_timestamp_ns > _TIMESTAMP_MAX_NS:
                 raise InvalidRecord(f"timestamp {timestamps} is beyond 64 bits of nanoseconds")
         else:
-            times = np.asarray(timestamps)
-            if times.shape != (self.count,) or times.dtype.kind not in "iu":
-                raise InvalidRecord(
-                    f"timestamps of shape {times.shape} and dtype {times.dtype} for {self.count} "
-                    "values; one integer each, in ns"
-                )
-            times = times.astype(np.int64, copy=False)
+            times = _times(timestamps, self.count)
             self.base_timestamp_ns, self.max_timestamp_ns = int(times.min()), int(times.max())
         if self.base_timestamp_ns < 0:
             raise InvalidRecord(f"timestamp {self.base_timestamp_ns} ns is before 1970")
@@ -175,6 +170,20 @@ class BatchParts:
         return batch
 
 
+def _times(timestamps: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    if not isinstance(timestamps, np.ndarray):
+        try:  # faster than numpy finding out the dtype of a list, and no float gets through
+            timestamps = np.frombuffer(array.array("q", timestamps), dtype=np.int64)
+        except (TypeError, OverflowError) as wrong:
+            raise InvalidRecord(f"timestamps are 64-bit integers of ns: {wrong}") from wrong
+    if timestamps.shape != (count,) or timestamps.dtype.kind not in "iu":
+        raise InvalidRecord(
+            f"timestamps of shape {timestamps.shape} and dtype {timestamps.dtype} for {count} "
+            "values; one integer each, in ns"
+        )
+    return timestamps.astype(np.int64, copy=False)
+
+
 def seal(batch: memoryview | bytearray) -> None:
     """Write the body CRC into `batch`, which is exactly one batch, in place."""
     CHECKSUM.pack_into(batch, BODY_CRC_POSITION, crc32c(memoryview(batch)[BROKER_HALF_SIZE:]))
@@ -200,7 +209,7 @@ def _compress(codec: Codec, batch: bytearray) -> tuple[Codec, int]:
 def _measured(
     items: Sequence[bytes | None],
 ) -> tuple[list[int], Sequence[bytes], bytes | None]:
-    """The size of each item (0 for None), the items that are not None, and their bitmap if any is."""
+    """The size of each item, 0 for None; the items that are not None; their bitmap if any is."""
     try:
         return list(map(len, items)), items, None  # type: ignore[arg-type, return-value]
     except TypeError:
