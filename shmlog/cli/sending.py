@@ -155,7 +155,7 @@ class Sender:
         found = promise.result()
         if isinstance(found, list):
             for part in found:
-                self._note(part.partition, part.base_offset, part.count)
+                self._note(part.partition, part.base_offset, part.record_count)
         else:
             self._note(found.partition, found.offset, 1)
         return True
