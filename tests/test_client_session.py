@@ -177,7 +177,9 @@ def test_an_answer_that_cannot_be_read_is_dropped(junk: list[bytes]) -> None:
 
 
 def metadata(number: object, offset: int, epoch: int, leader: int) -> MetadataAnswer:
-    partitions = [PartitionInfo(partition=0, leader=leader, leader_epoch=epoch, replicas=[], isr=[])]
+    partitions = [
+        PartitionInfo(partition=0, leader=leader, leader_epoch=epoch, replicas=[], isr=[])
+    ]
     return MetadataAnswer(
         id=number,
         cluster="c",
