@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("-n", "--brokers", type=int)
     parser.add_argument("--owner-pid", type=int, help="stop when this process ends")
-    parser.add_argument("--remove", action="store_true", help="remove the directory at the end")
+    parser.add_argument("--remove", action="store_true", help="remove the directory after a stop")
     parser.add_argument("--logs", action="store_true", help="brokers write to run/broker-N.log")
     options = parser.parse_args(arguments)
     os.umask(0o077)
@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ShmlogError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    if options.remove:
+    if options.remove and code == 0:  # after a failure whoever reads the logs removes them
         shutil.rmtree(supervisor.path)
     return code
 

@@ -60,12 +60,15 @@ class Background:
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while True:
             ended = self.process.poll()
-            living = directory.read_brokers(self.path)
-            if set(living) == brokers and ended is None:
-                return living
             if ended is not None:
                 raise self._failure(ended, f"the supervisor ended with exit code {ended}")
-            deaths = [x for x in self.events() if x["event"] == "exit"]
+            events = self.events()
+            # Only its own word counts: a broker of an earlier supervisor may still be registered.
+            started = {x["pid"] for x in events if x["event"] == "ready"}
+            living = directory.read_brokers(self.path)
+            if set(living) == brokers and {entry.pid for entry in living.values()} <= started:
+                return living
+            deaths = [x for x in events if x["event"] == "exit"]
             if len(deaths) >= FAILED_STARTS_MAX:
                 raise self._failure(
                     0, f"broker {deaths[-1]['broker']} {cause_of_death(deaths[-1])}"

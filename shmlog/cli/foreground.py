@@ -62,7 +62,9 @@ class _Dev:
         self._stopping = False
 
     def run(self) -> int:
-        command = launch.supervisor_command(self._path, "--logs", "--owner-pid", str(os.getpid()))
+        options = ["--logs", "--owner-pid", str(os.getpid())]
+        options += [] if self._keep else ["--remove"]
+        command = launch.supervisor_command(self._path, *options)
         supervisor = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -52,7 +52,7 @@ COMMANDS = {
 def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     if value is None or value is False or value == 0:
         return
-    context.find_object(Settings).set(parameter.name, value)  # type: ignore[union-attr, arg-type]
+    context.find_object(Settings).set(parameter.name, value)  # type: ignore[union-attr]
 
 
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -69,6 +69,9 @@ class Printer:
         """Raises InvalidConfig if the format cannot be read."""
         self.printed = 0
         self._steps = _compile(text, terminal)
+        self.wants_ends = text != "json" and any(
+            isinstance(token, Field) and token.letter in "[]" for token in tokens_of(text)
+        )
 
     def format(self, columns: Columns) -> bytes:
         """The text of all these records."""

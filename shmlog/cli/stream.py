@@ -11,18 +11,19 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import click
 
-from shmlog.cli.render import integers, pairs, plural, say
-from shmlog.errors import InvalidConfig, ShmlogError, UnknownTopic
+from shmlog.cli.render import integers, pairs, say
+from shmlog.errors import InvalidConfig, ShmlogError
 
 if TYPE_CHECKING:
     from shmlog.cli.main import Settings
     from shmlog.cli.sending import Account, Sender
 
 CHUNK_BYTES = 1 << 18
+RECORD_BYTES_MAX = 1 << 20  # of a topic that is made by its first record
 PARTLY_DONE = 6
 
 FORMAT = click.option(
@@ -65,11 +66,12 @@ def produce(
         partition=partition,
         headers=[(name, value.encode()) for name, value in pairs(headers, "-H").items()],
     )
-    missing = _is_missing(settings, topic)
+    record_bytes_max = _record_bytes_max(settings, topic)
     with Producer(where=settings.where, acks=acks, compression=compression) as producer:
-        sender = Sender(producer, topic, fixed, rate)
+        limit = record_bytes_max or RECORD_BYTES_MAX
+        sender = Sender(producer, topic, fixed, rate=rate, record_bytes_max=limit)
         account, trouble = _send_all(sender, files or ("-",), text, settings)
-    if missing and account.queued > account.failed:
+    if record_bytes_max is None and account.queued > account.failed:
         _say_created(settings, topic)
     if account.queued or trouble is None:
         say(account.text(topic), quiet=settings.quiet)
@@ -82,11 +84,13 @@ def _format_of(text: str | None, settings: Settings) -> str:
     return "json" if settings.output in ("json", "jsonl") else "value"
 
 
-def _is_missing(settings: Settings, topic: str) -> bool:
+def _record_bytes_max(settings: Settings, topic: str) -> int | None:
+    """The topic's largest batch; None if there is no such topic (yet)."""
     from shmlog.client.admin import Admin
 
     with Admin(settings.where) as admin:
-        return bool(admin.metadata([topic]).topics[0].error)
+        [info] = admin.metadata([topic]).topics
+    return None if info.error else info.max_message_bytes
 
 
 def _say_created(settings: Settings, topic: str) -> None:
@@ -131,7 +135,7 @@ class _Progress:
             self._bar.update(size)
 
 
-def _chunks(source: BinaryIO, bar: _Progress) -> Iterator[bytes]:
+def _chunks(source: IO[bytes], bar: _Progress) -> Iterator[bytes]:
     # One read each: what a pipe holds now, not what it will hold when the chunk is full.
     read = getattr(source, "read1", source.read)
     while chunk := read(CHUNK_BYTES):
@@ -185,10 +189,9 @@ def consume(
     start, stop = parse_range(position)
     selection = Selection(count, None if grep is None else _expression(grep))
     chosen = None if partitions is None else integers(partitions, "-p")
-    names = _matching(settings, topics) if any(map(_is_pattern, topics)) else list(topics)
     receive(
         where=settings.where,
-        topics=names,
+        topics=topics,
         partitions=chosen,
         start=start,
         stop=stop,
@@ -204,30 +207,3 @@ def _expression(grep: str) -> re.Pattern[bytes]:
         return re.compile(os.fsencode(grep))
     except re.error as error:
         raise InvalidConfig(f"--grep {grep!r}: {error}") from None
-
-
-def _is_pattern(topic: str) -> bool:
-    return any(letter in topic for letter in "*?[")
-
-
-def _matching(settings: Settings, given: tuple[str, ...]) -> list[str]:
-    """The topics that names and patterns mean now; internal ones only by a pattern that says so."""
-    from fnmatch import fnmatchcase
-
-    from shmlog.client.admin import Admin
-
-    with Admin(settings.where) as admin:
-        known = admin.list_topics()
-    found: dict[str, None] = {}
-    for topic in given:
-        if not _is_pattern(topic):
-            found[topic] = None
-            continue
-        hidden = not topic.startswith("__")
-        fits = [t for t in known if fnmatchcase(t, topic) and not (hidden and t.startswith("__"))]
-        if not fits:
-            raise UnknownTopic(
-                f"no topic matches {topic!r}; there are {plural(len(known), 'topic')}"
-            )
-        found.update(dict.fromkeys(fits))
-    return list(found)

@@ -1,5 +1,4 @@
-"""Records into batches, batches into flight, fates back: the producer's heart, without I/O or
-threads.
+"""Records into batches, batches into flight, fates back: the producer's heart, without I/O.
 
 One queue a partition:
 

@@ -84,7 +84,7 @@ class Admin:
     def alter_topic(
         self, name: str, set: Mapping[str, Any] | None = None, delete: Sequence[str] | None = None
     ) -> ChangeAnswer:
-        """Set and unset a topic's own settings, all or none. Raises: UnknownTopic, InvalidConfig."""
+        """Set and unset a topic's settings, all or none. Raises: UnknownTopic, InvalidConfig."""
         message = AlterTopic(
             op="alter_topic", id=0, topic=name, set=dict(set or {}), delete=list(delete or ())
         )

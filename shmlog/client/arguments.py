@@ -14,7 +14,7 @@ Duration = float | datetime.timedelta | str
 
 
 def duration_ns(value: Duration, name: str) -> int:
-    """Nanoseconds of seconds (a number), a timedelta, or text such as "5ms". Raises InvalidConfig."""
+    """Nanoseconds of seconds (a number), a timedelta, or text ("5ms"). Raises InvalidConfig."""
     if isinstance(value, datetime.timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float | str):

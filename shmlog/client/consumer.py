@@ -342,7 +342,7 @@ class Consumer:
             if reader.pieces or (reader.wants and self._from_ring(reader, copy)):
                 found = reader
                 break
-        if found is not None and found.tail is None and len(found.pieces) <= _PIECES_AHEAD:
+        if found is not None and not found.ring_try and len(found.pieces) <= _PIECES_AHEAD:
             # By socket: keep a request in flight while the user works on what is here.
             self._ask(self._engine.now())
             self._engine.pump(0)
@@ -350,19 +350,14 @@ class Consumer:
 
     def _from_ring(self, reader: PartitionReader, copy: bool) -> bool:
         """Read ahead from the ring; False if there is nothing, or no ring that has the place."""
-        if not self._ring:
+        if not self._ring or not reader.ring_try:
             return False
         tail = reader.tail
         if tail is None:
-            if not reader.ring_try:
-                return False
-            reader.ring_try = False
             tail = reader.tail = self._attach(reader)
-            if tail is None:
-                return False
-        pieces = tail.poll(reader.fetch_offset, copy=copy)
-        if pieces is None or (not pieces and tail.sealed):
-            self._leave_ring(reader, tail)
+        pieces = None if tail is None else tail.poll(reader.fetch_offset, copy=copy)
+        if pieces is None or (not pieces and tail is not None and tail.sealed):
+            self._leave_ring(reader)
             return False
         reader.caught_up = not pieces
         for piece in pieces:
@@ -386,13 +381,14 @@ class Consumer:
         )
         return ring_tail.attach(identity, check_crcs=self._check_crcs)
 
-    def _leave_ring(self, reader: PartitionReader, tail: ring_tail.RingTail) -> None:
+    def _leave_ring(self, reader: PartitionReader) -> None:
         """The place is not in the ring: by fetch, until an answer makes it worth another look."""
-        if tail.sealed:
-            self._fetches.refresh_wanted = True
-        tail.close()
-        reader.tail = None
+        reader.ring_try = False
         reader.caught_up = False
+        if reader.tail is not None and reader.tail.sealed:
+            reader.tail.close()
+            reader.tail = None
+            self._fetches.refresh_wanted = True
 
     def _ask(self, now: int) -> None:
         session = self._engine.session
@@ -451,7 +447,11 @@ class Consumer:
         metadata = self._engine.session.metadata
         for reader in self._readers.values():
             reader.ring_try = True
-            if metadata.leader(reader.tp) is None:
+            info = metadata.topics.get(reader.tp.topic)
+            if info is not None and (info.error == 3 or info.topic_id not in ("", reader.topic_id)):
+                # Deleted, perhaps made again: another log, whose offsets mean something else.
+                reader.error = UnknownTopic(f"topic {reader.tp.topic!r} was deleted")
+            elif metadata.leader(reader.tp) is None:
                 self._fetches.refresh_wanted = True
 
 

@@ -61,7 +61,7 @@ class Delivery(tuple["Batch", int]):
         return self[0].done
 
     def result(self, timeout: Duration | None = None) -> RecordMeta:
-        """Wait for the ack. Raises the delivery's error, or RequestTimedOut when `timeout` passes."""
+        """Wait for the ack. Raises the delivery's error, or RequestTimedOut after `timeout`."""
         batch, index = self
         if not wait_done(batch, optional_ns(timeout, "timeout")):
             raise RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}; it may still come")

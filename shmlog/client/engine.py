@@ -1,5 +1,5 @@
-"""The pump of caller-driven clients: Admin and Consumer have no thread, their public calls do the
-work.
+"""The pump of caller-driven clients: Admin and Consumer have no thread, their calls do the work.
+
 
 A call sends what it has to, and lives in the sockets' poll until what it waits for is there: no
 hand-over between threads, so an answer is in the caller's hands as soon as the kernel has it.
@@ -125,7 +125,7 @@ class Engine:
         return answer
 
     def unknown_topic(self, topic: str, timeout_ns: int = API_TIMEOUT_NS) -> UnknownTopic:
-        """The error for a topic that does not exist, with the nearest of those that do."""
+        """The error for a topic that does not exist, with the nearest one."""
         return no_topic(topic, (t.topic for t in self.refresh(None, timeout_ns).topics))
 
     def list_offsets(
@@ -150,7 +150,7 @@ class Engine:
         self.lock = threading.RLock()
 
     def close(self) -> None:
-        """Close the sockets; a call that waits in another thread raises ClientClosed. Idempotent."""
+        """The error for a topic that does not exist, with the nearest name."""
         if self._closing is None:
             self._closing = "this client is closed; make a new one"
         transport = self._transport
@@ -162,6 +162,10 @@ class Engine:
                 self._release()
             finally:
                 self.lock.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_transport", None) is not None:
+            self.close()
 
     def _release(self) -> None:
         transport, self._transport = self._transport, None

@@ -7,8 +7,7 @@ it came.
 
     needs data --request--> in flight --answer--> buffered --next_piece--> user
         ^                       |
-        +---- backoff <- error -+---> error that only the user can settle: raised when the buffer is
-        empty
+        +---- backoff <- error -+---> error for the user: raised when the buffer is empty
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class PartitionReader:
         self.retry_at_ns = 0
         self.tail: RingTail | None = None
         self.caught_up = False  # the ring had nothing more
-        self.ring_try = True  # something has changed: look for the ring again
+        self.ring_try = True  # False: the ring did not have the place, and nothing has changed
 
     @property
     def finished(self) -> bool:

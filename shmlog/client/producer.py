@@ -53,10 +53,12 @@ class Producer:
         acks: "all" (committed), "1" (stored by the leader), "0" (no promise, no offset, no retry
             after a loss).
         key, value: serdes; without one, keys and values are bytes.
-        linger: how long an open batch waits for more records while there is a free slot; 0: not at
-        all. batch_bytes: the ceiling of a batch. buffer_bytes: the ceiling of records without an
-        ack; above it `send` waits, up to `max_block`. delivery_timeout: a record without an ack by
-        then fails. idempotent: retries never double or reorder. Off with acks "0".
+        linger: how long an open batch waits for more records while there is a free slot.
+        batch_bytes: the ceiling of a batch.
+        buffer_bytes: the ceiling of records without an ack; above it `send` waits.
+        max_block: how long it waits.
+        delivery_timeout: a record without an ack by then fails.
+        idempotent: retries never double or reorder. Off with acks "0".
     """
 
     def __init__(
@@ -351,7 +353,7 @@ class Producer:
             error = io.topic_errors.pop(topic, None) or self._accumulator.fatal or self._refusal
         if error is None:
             raise BufferFull(
-                f"topic {topic!r}: no metadata within {self._max_block_ns / NS_PER_S:g} s (max_block)",
+                f"topic {topic!r}: no metadata within {self._max_block_ns / NS_PER_S:g} s",
                 topic=topic,
             )
         raise error
@@ -389,8 +391,8 @@ class Producer:
             raise self._refusal
         if not fits:
             raise BufferFull(
-                f"{accumulator.buffered} of {accumulator.buffer_bytes} bytes wait for acks; none came "
-                f"within {self._max_block_ns / NS_PER_S:g} s (max_block); the record was not queued",
+                f"{accumulator.buffered} of {accumulator.buffer_bytes} bytes wait for acks, and did  "
+                f"for {self._max_block_ns / NS_PER_S:g} s; the record was not queued",
                 buffered=accumulator.buffered,
                 limit=accumulator.buffer_bytes,
             )
@@ -523,7 +525,7 @@ class Producer:
         failures = [(Delivery((b, i)), b.error) for b in failed for i in range(b.count)]
         first = failures[0][1]
         raise DeliveryError(
-            f"{len(failures)} records were not delivered; the first, of {failed[0].queue.tp}: {first}",
+            f"{len(failures)} records not delivered; the first, of {failed[0].queue.tp}: {first}",
             failures,  # type: ignore[arg-type]
         )
 

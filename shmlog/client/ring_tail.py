@@ -1,5 +1,4 @@
-"""Committed batches straight from the leader's ring: the same bytes that a fetch would give, or
-nothing.
+"""Committed batches straight from the leader's ring: the bytes that a fetch would give, or nothing.
 
 A tail is one attachment to one ring (one partition of one incarnation). `poll` gives pieces, an
 empty list ("caught up": ask the broker to say when there is more), or None: "fetch", for whatever
@@ -63,7 +62,7 @@ class RingTail:
         return self._reader.sealed
 
     def poll(self, offset: int, *, copy: bool = True) -> list[Piece] | None:
-        """The committed batches from `offset` on, some of them; [] if there are none; None: fetch."""
+        """The committed batches from `offset` on, some of them; []: there are none; None: fetch."""
         if offset != self._offset and not self._seek(offset):
             return None
         try:

@@ -1,5 +1,4 @@
-"""Requests and answers, without any I/O: correlation ids, deadlines, retries, and the metadata
-cache.
+"""Requests and answers, without I/O: correlation ids, deadlines, retries, and the metadata cache.
 
     submit --+                        +--> outgoing: (endpoint, frames)
     call   --+--> in flight by id ----+

@@ -69,7 +69,7 @@ class Transport:
         self._closed = False
 
     def send(self, endpoint: str, frames: Sequence[Any]) -> None:
-        """Send one message, or keep it until the connection stands. The frames are copied or kept."""
+        """Send one message, or keep it until the connection stands."""
         link = self._links.get(endpoint)
         if link is None:
             link = self._connect(endpoint)
@@ -82,7 +82,7 @@ class Transport:
         link.backlog.append(frames)
 
     def poll(self, timeout_ns: int | None) -> list[Event]:
-        """Wait up to `timeout_ns` (None: for ever) for answers, losses or `wake`; return what came."""
+        """Wait up to `timeout_ns` (None: for ever) for answers, losses or `wake`."""
         timeout_ms = None if timeout_ns is None else -(-max(timeout_ns, 0) // NS_PER_MS)
         events: list[Event] = []
         for ready, mask in self._poller.poll(timeout_ms):

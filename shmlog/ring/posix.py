@@ -72,7 +72,10 @@ def attach(name: str) -> PosixMemory:
     except posix_ipc.ExistentialError:
         raise FileNotFoundError(f"no shared memory {name}") from None
     try:
-        mapping = mmap.mmap(segment.fd, os.fstat(segment.fd).st_size, prot=mmap.PROT_READ)
+        size = os.fstat(segment.fd).st_size
+        if size == 0:  # its maker is between shm_open and fallocate
+            raise FileNotFoundError(f"shared memory {name} is being made")
+        mapping = mmap.mmap(segment.fd, size, prot=mmap.PROT_READ)
     finally:
         segment.close_fd()
     return PosixMemory(name, mapping)
