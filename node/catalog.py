@@ -198,7 +198,7 @@ class Catalog:
             topic = image.topics.get(parsed[0])
             if topic is not None and parsed[1] < len(topic.partitions):
                 continue
-            stray = f"{name}.stray-{self._context.identity.incarnation}"
+            stray = paths.stray_dir(name, self._context.identity.incarnation)
             self._storage.rename(f"{self._data_dir}/{name}", f"{self._data_dir}/{stray}")
             journal.warning("unknown directory set aside", directory=name, renamed=stray)
 
