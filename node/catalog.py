@@ -140,6 +140,10 @@ class Catalog:
 
     def _apply(self, partition: Partition, topic: Topic, state: PartitionRecord) -> None:
         partition.leader_epoch = state.leader_epoch
+        if partition.config.ring_bytes != topic.config.ring_bytes:
+            # Another size: the next append has a new ring made. Readers see this one sealed.
+            self._release_ring(partition)
+            partition.ring_state = "none"
         if partition.config is not topic.config:
             if partition.configure(topic.config):
                 self.settled(partition)
@@ -244,8 +248,10 @@ class Catalog:
         elif error is not None:
             raise error
         shared: SharedMemory = memory  # type: ignore[assignment]
-        if self._context.partitions.get(partition.name) is not partition:
+        wanted = self._context.partitions.get(partition.name) is partition
+        if not wanted or capacity != partition.config.ring_bytes:
             self._rings.remove(shared)
+            partition.ring_state = "none"
             return
         writer = RingWriter.create(shared, identity, capacity, leader_epoch=partition.leader_epoch)
         writer.beat(self._context.clock.monotonic_ns())
