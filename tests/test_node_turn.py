@@ -373,8 +373,15 @@ def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> N
         broker.produce("t", b"v")
     assert partition.ring is not None
     assert partition.ring.capacity == 64 << 20
-    assert broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": "1MiB"}})[0]["error"] == 0
-    assert broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": 0}})[0]["error"] == 0
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": "1MiB"}})[0][
+            "error"
+        ]
+        == 0
+    )
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": 0}})[0]["error"] == 0
+    )
     assert broker.produce("t", b"last")["base_offset"] == 7
     assert partition.ring is None
     assert [len(v) for v in broker.values("t")] == [1, 1, 1, 7 << 20, 1, 1, 1, 4]
