@@ -247,9 +247,7 @@ class Catalog:
         if self._context.partitions.get(partition.name) is not partition:
             self._rings.remove(shared)
             return
-        writer = RingWriter.create(
-            shared, identity, capacity, leader_epoch=partition.leader_epoch
-        )
+        writer = RingWriter.create(shared, identity, capacity, leader_epoch=partition.leader_epoch)
         writer.beat(self._context.clock.monotonic_ns())
         partition.attach_ring(writer, RingReader(shared, identity), shared)
 
