@@ -105,7 +105,7 @@ class ZmqWire:
 
     def receive(self) -> Received | None:
         # Asking first is a tenth of the cost of the exception that an empty socket raises.
-        if not self._socket.EVENTS & zmq.POLLIN:
+        if not self._socket.poll(0, zmq.POLLIN):
             return None
         client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:
