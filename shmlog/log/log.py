@@ -367,18 +367,16 @@ class Log:
                 if header.base_offset != expected or header.topic_id != self.topic_id:
                     reason = f"a batch at offset {header.base_offset}, expected {expected}"
                     break
-                wanted = header.end_offset > offset
-                if wanted and (
-                    header.base_offset >= end_offset
-                    or (pieces and size + header.batch_size > max_bytes)
-                ):
+                if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
                     break
                 # The header CRC vouches for base offset and size, the body CRC for the number of records:
                 # without both a batch cannot even be passed over.
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
                 expected, place = header.end_offset, found.position + header.batch_size
-                if wanted:
+                if expected > end_offset:
+                    return b"".join(pieces)
+                if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
         except NOT_A_BATCH as error:
