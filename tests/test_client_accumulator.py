@@ -78,7 +78,7 @@ def names() -> Iterator[bytes]:
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(data=st.data())
-def test_whatever_is_lost_or_refused_the_log_has_each_record_once_and_in_order(  # noqa: C901
+def test_whatever_is_lost_or_refused_the_log_has_each_record_once_and_in_order(
     data: st.DataObject,
 ) -> None:
     accumulator, clock = make()
