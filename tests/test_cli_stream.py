@@ -16,6 +16,7 @@ from collections import Counter
 import pytest
 
 from shmlog.cli.main import execute
+from shmlog.client import consumer
 from shmlog.clock import SYSTEM_CLOCK
 
 pytestmark = pytest.mark.process
@@ -343,3 +344,36 @@ def test_several_files_are_read_in_order_and_each_has_its_own_lines(shmlog, shml
     assert shmlog("consume", topic, "-e")[1] == b"a\nb\nc\n"
     assert shmlog("produce", topic, file(b"x\ny\n", "3"), "-f", "raw")[0] == 0
     assert shmlog("consume", topic, "-o", "-1", "-e", "-f", "hex")[1] == b"780a790a\n"
+
+
+def test_records_written_after_the_start_are_beyond_the_end(
+    shmlog, shmlog_topic, shmlog_client, monkeypatch
+):
+    class Slow(consumer.Consumer):
+        def lag(self):
+            found = super().lag()
+            shmlog_client.produce(topic, b"late", partition=0)
+            return found
+
+    topic = topic_of(shmlog, shmlog_topic, 2)
+    shmlog_client.produce(topic, b"early", partition=0)
+    for i in range(20):  # as many batches: the late one is read before the last of these
+        shmlog_client.produce(topic, b"%d" % i, partition=1)
+    monkeypatch.setattr(consumer, "Consumer", Slow)
+    _, out, _ = shmlog("consume", topic, "-e", "-o", "0:400")
+    assert sorted(out.split()) == sorted([b"early", *(b"%d" % i for i in range(20))])
+
+
+def test_what_the_broker_refuses_is_counted_and_decides_the_exit_status(shmlog, shmlog_topic, file):
+    topic = topic_of(shmlog, shmlog_topic, 2)
+    form = ("-f", r"%p %d %v\n")
+    in_2200 = 7_258_118_400 * 10**9
+    status, out, err = shmlog("produce", topic, file(b"0 5 good\n1 %d bad\n" % in_2200), *form)
+    assert (status, out) == (6, b"")
+    summary, cause = err.splitlines()
+    assert summary == f"sent 1, failed 1: 7 bytes, {topic}-0 @ 0"
+    assert cause.startswith("first failure: ")
+    assert shmlog("consume", topic, "-e")[1] == b"good\n"
+    status, _, err = shmlog("produce", topic, file(b"1 %d bad\n" % in_2200), *form)
+    assert status == 1
+    assert err.startswith(f"sent 0, failed 1: 3 bytes, {topic}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -106,5 +107,24 @@ def test_the_demo_ends_well_in_time_and_leaves_nothing(tmp_path):
     assert re.search(r"broker 0 is back: pid \d+, [\d,]+ ms later", done.stderr)
     assert "\x1b" not in done.stdout + done.stderr
     directory = re.search(rf"{tempfile.gettempdir()}/shmlog-\S+(?=:)", done.stderr)
+    assert directory is not None
+    assert not Path(directory.group()).exists()
+
+
+@pytest.mark.process
+def test_a_demo_that_is_interrupted_ends_at_once_and_leaves_nothing():
+    demo = subprocess.Popen(
+        [sys.executable, "-c", "from shmlog.cli.main import run; run()", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    told = [demo.stderr.readline() for _ in range(3)]  # the third comes when records flow
+    demo.send_signal(signal.SIGINT)
+    out, err = demo.communicate(timeout=4 * DEMO_BUDGET_S)
+    assert demo.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    directory = re.search(r"/\S+/shmlog-\S+(?=:)", told[0])
     assert directory is not None
     assert not Path(directory.group()).exists()

@@ -360,6 +360,33 @@ def test_settings_are_changed_whole_or_not_at_all(broker: MemoryBroker) -> None:
         assert reply["error"] == 40, bad
 
 
+def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> None:
+    for _ in range(3):
+        broker.produce("t", b"v")
+    partition = broker.context.partitions["t", 0]
+    old = partition.ring
+    assert old is not None
+    change = {"ring_bytes": "64MiB", "max_message_bytes": "8MiB", "max_uncompressed_bytes": "64MiB"}
+    assert broker.ask({"op": "alter_topic", "topic": "t", "set": change})[0]["error"] == 0
+    assert fast(broker, build([b"x" * (7 << 20)], timestamps=1))["error"] == 0
+    for _ in range(3):
+        broker.produce("t", b"v")
+    assert partition.ring is not None
+    assert partition.ring.capacity == 64 << 20
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": "1MiB"}})[0][
+            "error"
+        ]
+        == 0
+    )
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": 0}})[0]["error"] == 0
+    )
+    assert broker.produce("t", b"last")["base_offset"] == 7
+    assert partition.ring is None
+    assert [len(v) for v in broker.values("t")] == [1, 1, 1, 7 << 20, 1, 1, 1, 4]
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [

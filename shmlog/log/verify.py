@@ -135,13 +135,13 @@ class _Check:
             return
         file = self._storage.open(path, read_only=True)
         try:
-            decoded = SparseIndex.decode(file.pread(file.size(), 0), _ANY_INTERVAL_BYTES)
+            decoded = SparseIndex.decode(file.pread(file.size(), 0))
         finally:
             file.close()
         if decoded is None:
             self._found.notes.append(f"{path} is damaged: it is rebuilt")
             return
-        index, size, _ = decoded
+        index, size = decoded.sparse, decoded.size
         for place, offset in positions.items():
             if (
                 place < size
