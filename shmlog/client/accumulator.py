@@ -227,11 +227,11 @@ class Accumulator:
         if batch is None or batch.size + size > queue.limit:
             batch = self.open_batch(queue)
         index = batch.count
-        if key is not batch.keys:  # not both None
+        if key is not None or batch.keys is not None:
             if batch.keys is None:
                 batch.keys = [None] * index
             batch.keys.append(key)
-        if headers is not batch.headers:
+        if headers is not None or batch.headers is not None:
             if batch.headers is None:
                 batch.headers = [()] * index
             batch.headers.append(headers or ())
