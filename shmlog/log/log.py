@@ -135,10 +135,7 @@ class Log:
                 self._segments[-1].end_offset,
                 base,
             )
-        sealed = next_base is not None and next_base <= mark
-        if sealed and segment.load_index(self.config.index_interval_bytes):
-            assert next_base is not None
-            segment.end_offset = next_base
+        if next_base is not None and next_base <= mark and segment.load_index(next_base):
             self._segments.append(segment)
             return True
         file_size = segment.file().size()
@@ -194,7 +191,9 @@ class Log:
         for segment in self._segments:
             if segment.end_offset <= start:
                 continue
-            for found in segment.walk(segment.index.position_for_offset(max(start, segment.base_offset))):
+            for found in segment.walk(
+                segment.index.position_for_offset(max(start, segment.base_offset))
+            ):
                 header = found.header
                 if header.base_offset >= start:
                     self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
@@ -331,7 +330,9 @@ class Log:
                 header = found.header
                 if header.end_offset <= offset:
                     continue
-                if header.base_offset >= end_offset or (pieces and size + header.batch_size > max_bytes):
+                if header.end_offset > end_offset or (
+                    pieces and size + header.batch_size > max_bytes
+                ):
                     break
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
@@ -386,7 +387,12 @@ class Log:
         return None
 
     def _first_at(
-        self, segment: Segment, position: int, timestamp_ns: int, end_offset: int, by_append_time: bool
+        self,
+        segment: Segment,
+        position: int,
+        timestamp_ns: int,
+        end_offset: int,
+        by_append_time: bool,
     ) -> tuple[int, int] | None:
         try:
             for found in segment.walk(position):

@@ -31,7 +31,9 @@ class Damage:
 
     def __str__(self) -> str:
         behind = "" if self.valid_behind is None else f"; whole batches from {self.valid_behind} on"
-        return f"{self.path} at position {self.position} (offset {self.offset}): {self.reason}{behind}"
+        return (
+            f"{self.path} at position {self.position} (offset {self.offset}): {self.reason}{behind}"
+        )
 
 
 @dataclass(slots=True)
@@ -70,13 +72,14 @@ def scan(
             position, expected = segment.size, segment.end_offset
     except NOT_A_BATCH as error:
         reason = str(error)
-    if not reason or _all_zero(segment, position, file_size):
+    if not reason or all_zero(segment, position, file_size):
         return None
     behind = find_valid(segment, position + 8, file_size, topic_id, expected)
     return Damage(segment.path, position, expected, reason, behind, expected < mark)
 
 
-def _all_zero(segment: Segment, position: int, end: int) -> bool:
+def all_zero(segment: Segment, position: int, end: int) -> bool:
+    """Is there nothing but preallocation from `position` on?"""
     while position < end:
         piece = segment.file().pread(1 << 20, position)
         if not piece:
@@ -88,9 +91,12 @@ def _all_zero(segment: Segment, position: int, end: int) -> bool:
 
 
 def find_valid(
-    segment: Segment, position: int, end: int, topic_id: bytes, from_offset: int
+    segment: Segment, position: int, end: int, topic_id: bytes | None, from_offset: int
 ) -> int | None:
-    """The first position at or behind `position` of a batch that is whole and belongs here."""
+    """The first position at or behind `position` of a batch that is whole and belongs here.
+
+    `topic_id` None: whatever topic it belongs to.
+    """
     data = memoryview(segment.file().pread(end - position, position)) if end > position else b""
     words = np.frombuffer(data, "<u4", len(data) // 8 * 2)[::2]
     for candidate in np.flatnonzero(words == MAGIC).tolist():
@@ -104,6 +110,6 @@ def find_valid(
             check_body_crc(data, header, at)
         except NOT_A_BATCH:
             continue
-        if header.topic_id == topic_id and header.base_offset >= from_offset:
+        if topic_id in (None, header.topic_id) and header.base_offset >= from_offset:
             return position + at
     return None

@@ -175,7 +175,9 @@ class MemoryStorage:
             if name.startswith(inside) and "/" not in name[len(inside) :]:
                 self.durable_names[name] = content
 
-    def after_kill(self, rng: random.Random, *, in_flight: tuple[str, int, bytes] | None = None) -> MemoryStorage:
+    def after_kill(
+        self, rng: random.Random, *, in_flight: tuple[str, int, bytes] | None = None
+    ) -> MemoryStorage:
         """What kill -9 leaves: all that was written, and any prefix of a write that was under way."""
         image = MemoryStorage()
         image.dirs = set(self.dirs)
