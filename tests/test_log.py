@@ -7,7 +7,7 @@ from log_batches import DIRECTORY, append, batch, open_log, read_all, run, sync,
 
 from shmlog.errors import OffsetOutOfRange
 from shmlog.log.storage import MemoryStorage
-from shmlog.log.verify import verify
+from shmlog.log.verify import Verification, verify
 
 
 def test_what_is_appended_is_read_byte_for_byte_over_all_segments() -> None:
@@ -57,20 +57,25 @@ def test_a_time_is_found_to_the_record_also_out_of_order() -> None:
     assert log.offset_for_time(61, 6) is None
 
 
+def assert_sound(storage: MemoryStorage) -> Verification:
+    report = verify(storage, DIRECTORY)
+    assert (report.damage, report.notes) == ([], [])
+    return report
+
+
 def test_a_sound_log_passes_the_check() -> None:
     storage = MemoryStorage()
     log = open_log(storage)
     for number in range(20):
         append(log, 2, epoch=number // 7, timestamps=[number, 50 - number])
-    assert verify(storage, DIRECTORY).ok
+    assert_sound(storage)
     sync(log)
     run(log.checkpoint_job(log.log_end_offset))
-    assert verify(storage, DIRECTORY).ok
+    assert_sound(storage)
     log.close(log.log_end_offset)
-    report = verify(storage, DIRECTORY)
-    assert report.ok, report.problems
-    assert (report.batches, report.records) == (20, 40)
-    assert report.bytes == log.size_bytes
+    report = assert_sound(storage)
+    assert (report.batches, report.records, report.segments) == (20, 40, log.segment_count)
+    assert (report.size_bytes, report.end_offset) == (log.size_bytes, 40)
 
 
 def test_several_batches_in_one_append_may_span_segments() -> None:

@@ -1,11 +1,12 @@
-"""Check one partition's files and change nothing: what `shmlog fsck` does to a stopped cluster.
+"""Check the files of one partition and change nothing: CRCs, offsets, tags, epochs, the index.
 
-Batches are the truth: every one is read, both CRCs are checked, offsets and partition tags have to follow. Index,
-epochs and checkpoint are then held against them. Behind a damaged place the walk goes on at the next whole batch, so
-that one report names every damaged range.
+Batches are the truth: every one is read, both CRCs are checked, offsets and partition tags have to
+follow. Epochs and index are then held against them. Behind a damaged place the walk goes on at the
+next whole batch, so that one report names every damaged range.
 
-Not damage: zeros behind the last batch (preallocation); a torn write behind everything that was synced, which the
-next start cuts (`torn_bytes`); small files that lag behind the batches or are not there.
+*Damage* is what recovery would not repair: bytes that are no batch where whole batches follow or
+where something was synced, a gap, an epoch that falls, an end below what was synced. A *note* is
+what the next start puts right by itself: a torn tail, a small file that must be made anew.
 """
 
 from __future__ import annotations
@@ -17,47 +18,31 @@ from dataclasses import dataclass, field
 from shmlog.log import checkpoint, paths, recovery
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
 from shmlog.log.index import SparseIndex
+from shmlog.log.producers import Snapshot
 from shmlog.log.segment import NOT_A_BATCH, Found, Segment
 from shmlog.log.storage import Storage
-from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
+from shmlog.records.header import check_body_crc, check_header_crc
 
 _PARTITION = re.compile(r".+-(\d{1,4})")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is not as it was written. `position` and `offset` are -1 where there is none."""
-
-    file: str
-    position: int
-    offset: int
-    text: str
-
-    def __str__(self) -> str:
-        if self.position < 0:
-            return f"{self.file}: {self.text}"
-        return f"{self.file} at position {self.position} (offset {self.offset}): {self.text}"
-
-
 @dataclass(slots=True)
-class VerifyReport:
-    """What was found in one partition's directory; only whole batches are counted."""
+class Verification:
+    """What the files of one partition hold, and what is wrong. Only whole batches count."""
 
     directory: str
+    segments: int = 0
     batches: int = 0
     records: int = 0
-    bytes: int = 0
-    torn_bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Is everything as it was written?"""
-        return not self.problems
+    size_bytes: int = 0
+    log_start: int = 0
+    end_offset: int = 0
+    damage: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def verify(storage: Storage, directory: str) -> VerifyReport:
-    """Check all files of a partition directory whose broker is stopped. Raises OSError."""
+def verify(storage: Storage, directory: str) -> Verification:
+    """Read all of a partition's files. Raises OSError where the system cannot read them."""
     return _Verifier(storage, directory).run()
 
 
@@ -65,170 +50,167 @@ class _Verifier:
     def __init__(self, storage: Storage, directory: str) -> None:
         self._storage = storage
         self._directory = directory
-        self.report = VerifyReport(directory)
+        self._found = Verification(directory)
         self._tag: tuple[bytes, int] | None = None
-        self._mark: int | None = None  # what was synced; None: not known
-        self._log_start = 0
+        self._mark = 0  # what was synced or committed
+        self._in_doubt = False  # behind damage the next offset is taken as it comes
+        self._epoch = -1
         self._epochs: EpochHistory | None = None
-        self._end = -1  # where the next batch begins
 
-    def run(self) -> VerifyReport:
-        found = self._load(paths.CHECKPOINT, Checkpoint)
-        if found is not None:
-            self._mark = max(found.recovery_point, found.high_watermark)
-            self._log_start = found.log_start
-            match = _PARTITION.fullmatch(self._directory.rpartition("/")[2])
-            if match is not None:
-                self._tag = (found.topic_id, int(match[1]))
-        epochs = self._load(paths.EPOCHS, EpochTable)
-        self._epochs = EpochHistory(epochs.entries) if epochs is not None else None
+    def run(self) -> Verification:
+        found = self._found
+        known = self._load(paths.CHECKPOINT, Checkpoint)
         names = self._storage.list(self._directory)
         bases = sorted(base for base in map(paths.parse_segment_log, names) if base is not None)
-        for place, base in enumerate(bases):
-            self._segment(base, last=place == len(bases) - 1)
-        self._ends(found, bases)
-        return self.report
+        found.log_start = found.end_offset = bases[0] if bases else 0
+        match = _PARTITION.fullmatch(self._directory.rpartition("/")[2])
+        if known is None:
+            found.notes.append("no checkpoint: all of the log is scanned at the next start")
+        else:
+            self._mark = max(known.recovery_point, known.high_watermark)
+            self._tag = (known.topic_id, int(match[1])) if match else None
+            found.log_start = known.log_start
+            if found.end_offset > known.log_start or not bases:
+                found.end_offset = known.log_start
+        epochs = self._load(paths.EPOCHS, EpochTable)
+        self._epochs = EpochHistory(epochs.entries) if epochs is not None else None
+        self._load(paths.PRODUCERS, Snapshot)
+        for base in bases:
+            self._segment(base, last=base == bases[-1])
+        if found.end_offset < self._mark and not found.damage:
+            found.damage.append(
+                f"offsets {found.end_offset} to {self._mark} were synced and are missing"
+            )
+        return found
 
     def _load(self, name: str, kind: type[checkpoint.Kind]) -> checkpoint.Kind | None:
         path = f"{self._directory}/{name}"
         if self._storage.exists(path) and checkpoint.read_one(self._storage, path, kind) is None:
-            self._problem(name, "damaged; the generation before is used")
+            self._found.notes.append(f"{path} is damaged: the one before it, or none, is used")
         return checkpoint.read(self._storage, path, kind)
 
-    def _problem(self, file: str, text: str, position: int = -1, offset: int = -1) -> None:
-        self.report.problems.append(Problem(file, position, offset, text))
-
-    def _ends(self, found: Checkpoint | None, bases: list[int]) -> None:
-        if found is None:
-            return
-        first, end = (bases[0], self._end) if bases else (0, 0)
-        if first > found.log_start:
-            text = f"the log begins at {found.log_start}, the first segment at {first}"
-            self._problem(paths.CHECKPOINT, text)
-        for what, offset in (
-            ("log start", found.log_start),
-            ("high watermark", found.high_watermark),
-            ("recovery point", found.recovery_point),
-        ):
-            if offset > end:
-                self._problem(paths.CHECKPOINT, f"{what} {offset}, but the batches end at {end}")
-
     def _segment(self, base: int, *, last: bool) -> None:
+        found = self._found
+        if base != found.end_offset and not self._in_doubt:
+            found.damage.append(
+                f"offsets {found.end_offset} to {base} are missing: no segment holds them"
+                if base > found.end_offset
+                else f"segment {base} begins below the end of the one before, {found.end_offset}"
+            )
+        found.end_offset = base
+        found.segments += 1
+        self._in_doubt = False
         segment = Segment(self._storage, self._directory, base, 1)
-        name = paths.segment_log(base)
-        if self._end >= 0 and base != self._end:
-            self._problem(name, f"begins at {base}, the one before ends at {self._end}", 0, base)
-        self._end = base
-        places: dict[int, tuple[int, int]] = {}  # position: offset, newest timestamp before it
+        damage_before = len(found.damage)
+        entries: dict[int, tuple[int, int]] = {}  # position: offset, newest timestamp before it
         newest_ns = -1
         try:
-            for found in self._batches(segment, name, last=last):
-                header = found.header
-                places[found.position] = (header.base_offset, newest_ns)
+            for position, header, _ in self._batches(segment, last=last):
+                entries[position] = (header.base_offset, newest_ns)
                 newest_ns = max(newest_ns, header.max_timestamp_ns)
-                self._end = header.end_offset
-                segment.size = found.position + header.batch_size
-            self._index(segment, base, places)
         finally:
             segment.close()
+        if len(found.damage) == damage_before:
+            self._index(segment, entries)
 
-    def _batches(self, segment: Segment, name: str, *, last: bool) -> Iterator[Found]:
-        """The whole batches of a segment, undamaged ones; damage goes into the report."""
+    def _batches(self, segment: Segment, *, last: bool) -> Iterator[Found]:
+        """The undamaged batches of a segment; damage goes into the report."""
         file_size = segment.file(read_only=True).size()
-        position: int | None = 0
-        while position is not None and position < file_size:
-            at = position
+        at = 0
+        while at < file_size:
             try:
                 for found in segment.walk(at, end=file_size):
                     at = found.position + found.header.batch_size
-                    if self._check(name, found):
+                    if self._is_whole(segment.path, found):
                         yield found
-                return
             except NOT_A_BATCH as error:
-                position = self._resume(segment, name, at, file_size, str(error), last=last)
+                at = self._resume(segment, at, file_size, str(error), last=last)
 
-    def _resume(
-        self, segment: Segment, name: str, at: int, file_size: int, text: str, *, last: bool
-    ) -> int | None:
-        """Where to go on behind a place that holds no batch."""
+    def _resume(self, segment: Segment, at: int, file_size: int, text: str, *, last: bool) -> int:
+        """The position of the next whole batch behind one where there is none."""
+        found = self._found
         if recovery.all_zero(segment, at, file_size):
-            return None
+            return file_size
         topic_id = self._tag[0] if self._tag else None
-        behind = recovery.find_valid(segment, at + 8, file_size, topic_id, self._end)
-        torn = last and behind is None and self._mark is not None and self._end >= self._mark
-        if torn:
-            self.report.torn_bytes += file_size - at
-            return None
+        behind = recovery.find_valid(segment, at + 8, file_size, topic_id, found.end_offset)
+        place = f"{segment.path} at position {at} (offset {found.end_offset})"
+        if last and behind is None and found.end_offset >= self._mark:
+            found.notes.append(f"torn tail: {place}: {text}")
+            return file_size
         size = (file_size if behind is None else behind) - at
-        self._problem(name, f"no batch in {size} bytes: {text}", at, self._end)
-        return behind
+        found.damage.append(f"{place}: no batch in {size} bytes: {text}")
+        self._in_doubt = True
+        return file_size if behind is None else behind
 
-    def _check(self, name: str, found: Found) -> bool:
-        """Is the batch whole and where it belongs? If not, it is in the report."""
-        header = found.header
-        fault = _crc_fault(found)
-        if not fault:
-            fault = self._misplaced(header)
+    def _is_whole(self, path: str, batch: Found) -> bool:
+        """Is it intact and where it belongs? If not, it is in the report."""
+        found, header = self._found, batch.header
+        fault = self._fault(batch)
         if fault:
-            self._problem(name, fault, found.position, self._end)
-            if header.base_offset == self._end:  # believable: the next one is not to blame
-                self._end = header.end_offset
+            found.damage.append(
+                f"{path} at position {batch.position} (offset {found.end_offset}): {fault}"
+            )
+            self._in_doubt = True
             return False
-        self.report.batches += 1
-        self.report.records += header.record_count
-        self.report.bytes += header.batch_size
-        wrong = self._wrong_epoch(header)
-        if wrong:
-            self._problem(paths.EPOCHS, wrong, found.position, header.base_offset)
+        self._in_doubt = False
+        found.batches += 1
+        found.records += header.record_count
+        found.size_bytes += header.batch_size
+        found.end_offset = header.end_offset
+        self._check_epoch(path, batch)
         return True
 
-    def _misplaced(self, header: BatchHeader) -> str:
-        tag = (header.topic_id, header.partition)
-        self._tag = self._tag or tag
-        if tag != self._tag:
+    def _fault(self, batch: Found) -> str:
+        header = batch.header
+        try:
+            check_header_crc(batch.data, header)
+            check_body_crc(batch.data, header)
+        except NOT_A_BATCH as error:
+            return str(error)
+        self._tag = self._tag or (header.topic_id, header.partition)
+        if (header.topic_id, header.partition) != self._tag:
             return f"the batch belongs to {header.topic_id.hex()}-{header.partition}"
-        if header.base_offset != self._end:
-            end, self._end = self._end, header.base_offset
-            return f"the batch begins at offset {header.base_offset}, the one before ends at {end}"
+        end_offset = self._found.end_offset
+        if header.base_offset < end_offset:
+            return f"base offset {header.base_offset}, expected {end_offset}"
+        if header.base_offset > end_offset and not self._in_doubt:
+            self._found.end_offset = header.base_offset
+            return f"base offset {header.base_offset}, expected {end_offset}"
         return ""
 
-    def _wrong_epoch(self, header: BatchHeader) -> str:
-        """Epochs are written with the checkpoint: only below its mark they have to be there."""
-        if self._epochs is None or header.end_offset <= self._log_start:
-            return ""
-        if self._mark is None or header.end_offset > self._mark:
-            return ""
-        epoch = self._epochs.epoch_for(max(header.base_offset, self._log_start))
-        if epoch == header.leader_epoch:
-            return ""
-        return f"epoch {epoch} for a batch of epoch {header.leader_epoch}"
+    def _check_epoch(self, path: str, batch: Found) -> None:
+        """Epochs never fall; the history of them lags behind at most by what was not synced."""
+        header = batch.header
+        place = f"{path} at position {batch.position} (offset {header.base_offset})"
+        if header.leader_epoch < self._epoch:
+            self._found.damage.append(
+                f"{place}: leader epoch {header.leader_epoch} behind {self._epoch}"
+            )
+        if header.leader_epoch <= self._epoch:
+            return
+        self._epoch = header.leader_epoch
+        if header.end_offset <= self._found.log_start or header.end_offset > self._mark:
+            return
+        offset = max(header.base_offset, self._found.log_start)
+        known = self._epochs.epoch_for(offset) if self._epochs else -1
+        if known != header.leader_epoch:
+            self._found.notes.append(
+                f"{place}: epoch {header.leader_epoch}, in the history {known}: it is rebuilt"
+            )
 
-    def _index(self, segment: Segment, base: int, places: dict[int, tuple[int, int]]) -> None:
-        """The index holds for as much of the segment as it covers; an empty file is none."""
-        name = paths.segment_index(base)
+    def _index(self, segment: Segment, entries: dict[int, tuple[int, int]]) -> None:
+        """An index covers the segment or its beginning; none at all, or an empty file, is none."""
         data = segment.read_index()
         if not data:
             return
         decoded = SparseIndex.decode(data)
         if decoded is None:
-            self._problem(name, "damaged; the next start makes it anew")
+            self._found.notes.append(f"{segment.index_path} is damaged: it is rebuilt")
             return
         for offset, position, before_ns in decoded.sparse.entries():
-            if places.get(position) != (offset, before_ns) and not self._in_damage(
-                segment, position
-            ):
-                self._problem(name, "no such batch, or another newest time", position, offset)
-
-    def _in_damage(self, segment: Segment, position: int) -> bool:
-        """Has this segment damage at or before `position`? Then the index is not to blame."""
-        name = segment.path.rpartition("/")[2]
-        return any(p.file == name and p.position <= position for p in self.report.problems)
-
-
-def _crc_fault(found: Found) -> str:
-    try:
-        check_header_crc(found.data, found.header)
-        check_body_crc(found.data, found.header)
-    except NOT_A_BATCH as error:
-        return str(error)
-    return ""
+            if entries.get(position) != (offset, before_ns):
+                self._found.notes.append(
+                    f"{segment.index_path} does not fit at offset {offset}, position {position}: "
+                    "it is rebuilt"
+                )
+                return
