@@ -5,6 +5,8 @@ A turn of the loop appends any number of batches and then flushes once:
     append   check the batch, give it offsets, copy it into the ring's unpublished part, stamp it there
     flush    one write of all of it to the segment, then publish it in the ring, then move the ends
 
+A turn that appends more than the ring holds is flushed in between.
+
 So a batch is in the file before anybody can see it, and the ring is a window on the file. Where there is no ring
 (not made yet, or switched off) the stamped copy waits in private memory; nothing else changes.
 
@@ -33,14 +35,16 @@ from shmlog.errors import (
     UnsupportedCompression,
 )
 from shmlog.ids import TopicPartition
+from shmlog.log.jobs import Job
 from shmlog.log.log import Log
+from shmlog.log.producers import Undo
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
 from shmlog.records.compression import available
 from shmlog.records.layout import HEADER_SIZE, Codec
 from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
-from shmlog.ring.writer import RingWriter
+from shmlog.ring.writer import RingFull, RingWriter
 from shmlog.settings import TopicConfig
 
 
@@ -91,7 +95,8 @@ class Partition:
         self._clock = clock
         self._last_append_time_ns = log.last_append_time_ns
         self._pending: list[tuple[batches.BatchHeader, memoryview]] = []
-        self._undo: list[object] = []
+        self._undo: list[Undo | None] = []
+        self._flush_error: DiskFull | None = None  # of a flush in between, for the turn's own flush
         # (end offset, ring position) of what is published in the ring above the high watermark.
         self._unsettled: deque[tuple[int, int]] = deque()
 
@@ -103,6 +108,8 @@ class Partition:
         The order of checks is part of the protocol: a duplicate leaves before any check that could deny a
         batch which is in the log already; what comes after costs O(1) but for the CRC.
         """
+        if self._flush_error is not None:
+            raise self._flush_error
         header = batches.decode_header(frame)
         if header.batch_size != len(frame):
             raise CorruptMessage(
@@ -153,14 +160,10 @@ class Partition:
             )
 
     def _admit(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> Appended:
+        target = self._reserve(len(frame))
         base_offset = self.next_offset
         # Append time never goes back within a log, whatever the wall clock does.
         append_time_ns = max(now_ns, self._last_append_time_ns)
-        target = (
-            memoryview(bytearray(len(frame)))
-            if self.ring is None
-            else self.ring.reserve(len(frame), base_offset)
-        )
         target[:] = frame
         stamp(
             target,
@@ -179,8 +182,27 @@ class Partition:
         self.next_offset = base_offset + header.record_count
         return Appended(base_offset, self.next_offset, append_time_ns)
 
+    def _reserve(self, size: int) -> memoryview:
+        if self.ring is None:
+            return memoryview(bytearray(size))
+        try:
+            return self.ring.reserve(size, self.next_offset)
+        except RingFull:
+            # More than a ring in one turn. If this write fails, what it took back must be answered
+            # before new batches take the same offsets: until the turn's flush nothing is admitted.
+            self._flush_error = self._flush()
+            if self._flush_error is not None:
+                raise self._flush_error from None
+            return self.ring.reserve(size, self.next_offset)
+
     def flush(self) -> DiskFull | None:
-        """Write and publish what this turn appended. DiskFull is returned: all of it was taken back."""
+        """Write and publish what this turn appended. DiskFull is returned: what is above the log's
+        end now was taken back.
+        """
+        error, self._flush_error = self._flush_error, None
+        return error or self._flush()
+
+    def _flush(self) -> DiskFull | None:
         if not self._pending:
             return None
         try:
@@ -302,9 +324,9 @@ class Partition:
         self.ring = self._reader = self.memory = None
         self._unsettled.clear()
 
-    def trim(self, offset: int) -> list[object]:
+    def trim(self, offset: int) -> list[Job]:
         """Raise the log start (delete-records). Returns the file jobs to run."""
-        jobs = list(self.log.set_log_start(offset))
+        jobs = self.log.set_log_start(offset)
         if self.ring is not None and self._reader is not None:
             position = self.ring.tail
             if offset < self.next_offset:

@@ -1,107 +1,115 @@
-"""Stamped batches for tests of the log, and what a log's bytes hold."""
+"""Stamped batches and short ways to open a log, for the tests of the log."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from shmlog.log.jobs import Job
 from shmlog.log.log import Log
 from shmlog.log.storage import Storage
-from shmlog.records.batch import RecordBatch, iterate
+from shmlog.records.batch import RecordBatch
 from shmlog.records.builder import build, stamp
-from shmlog.records.header import BatchHeader, decode_header
+from shmlog.records.header import BatchHeader, decode_header, iterate
 from shmlog.settings import TopicConfig
 
 TOPIC_ID = bytes(range(16))
-DIRECTORY = "data/events-3"
+PARTITION = 3
+DIRECTORY = "data/t-3"
+TIME_NS = 1_700_000_000_000_000_000
+SMALL = TopicConfig(segment_bytes=1024, index_interval_bytes=512)
+
 Stamped = tuple[BatchHeader, bytes]
 
 
-def batch(
+def make(
     base_offset: int,
-    count: int = 1,
+    values: Sequence[bytes],
     *,
-    value: bytes = b"v",
     epoch: int = 0,
+    timestamps: Sequence[int] | int = TIME_NS,
+    append_time_ns: int = TIME_NS,
     topic_id: bytes = TOPIC_ID,
-    partition: int = 3,
-    timestamps: Any = 1000,
-    append_time_ns: int = 1000,
-    producer_id: int = -1,
-    producer_epoch: int = -1,
-    sequence: int = -1,
+    producer: tuple[int, int, int] = (-1, -1, -1),
 ) -> Stamped:
-    """A batch as a leader would append it; record i's value is `value` and its offset."""
-    data = build(
-        [b"%s%d" % (value, base_offset + i) for i in range(count)],
+    """One batch as a leader would hand it to the log; `producer` is (id, epoch, base sequence)."""
+    batch = build(
+        list(values),
         timestamps=timestamps,
-        producer_id=producer_id,
-        producer_epoch=producer_epoch,
-        base_sequence=sequence,
+        producer_id=producer[0],
+        producer_epoch=producer[1],
+        base_sequence=producer[2],
     )
     stamp(
-        data,
+        batch,
         base_offset=base_offset,
         leader_epoch=epoch,
         append_time_ns=append_time_ns,
         topic_id=topic_id,
-        partition=partition,
+        partition=PARTITION,
     )
-    return decode_header(data), bytes(data)
+    return decode_header(batch), bytes(batch)
 
 
-def config(**settings: Any) -> TopicConfig:
-    """Small segments and indexes unless told otherwise."""
-    return TopicConfig(**{"segment_bytes": 1200, "index_interval_bytes": 300} | settings)
+def open_log(
+    storage: Storage,
+    directory: str = DIRECTORY,
+    *,
+    config: TopicConfig = SMALL,
+    same_boot: bool = True,
+    clean: bool = False,
+    topic_id: bytes = TOPIC_ID,
+) -> Log:
+    """The log of a directory, by default after a kill."""
+    return Log.open(
+        storage,
+        directory,
+        topic_id=topic_id,
+        partition=PARTITION,
+        config=config,
+        now_ns=0,
+        same_boot=same_boot,
+        clean=clean,
+    )
 
 
-def open_log(storage: Storage, directory: str = DIRECTORY, **changes: Any) -> Log:
-    """A log opened as after a kill of the broker, unless told otherwise."""
-    arguments: dict[str, Any] = {
-        "topic_id": TOPIC_ID,
-        "partition": 3,
-        "config": config(),
-        "now_ns": 0,
-        "same_boot": True,
-        "clean": False,
-    }
-    return Log.open(storage, directory, **arguments | changes)
-
-
-def append(log: Log, count: int = 1, **fields: Any) -> Stamped:
-    """One batch at the end."""
-    one = batch(log.log_end_offset, count, **fields)
-    log.append([one], now_ns=0)
-    return one
-
-
-def run(job: Job | None) -> None:
-    """As a worker would."""
-    if job is not None:
-        job.run()
+def add(log: Log, *sizes: int, epoch: int = 0, fill: bytes = b"v") -> list[Stamped]:
+    """Append one batch per size, of that many records of 40 bytes, in one call."""
+    batches, offset = [], log.log_end_offset
+    for size in sizes:
+        batches.append(make(offset, [fill * 40] * size, epoch=epoch))
+        offset += size
+    log.append(batches, 0)
+    return batches
 
 
 def sync(log: Log) -> None:
-    """As the loop and a worker would."""
+    """Make everything durable, as a worker and the loop would."""
     job = log.sync_job()
     if job is not None:
         job.run()
         log.finish_sync(job)
 
 
-def read_all(log: Log, end_offset: int | None = None) -> list[bytes]:
-    """The batches from the log start to the end, each as bytes."""
-    end_offset = log.log_end_offset if end_offset is None else end_offset
-    offset, found = log.log_start_offset, []
-    while offset < end_offset:
-        data = log.read(offset, max_bytes=1 << 20, end_offset=end_offset)
-        assert data, f"nothing at {offset} below {end_offset}"
+def checkpoint(log: Log, high_watermark: int | None = None) -> None:
+    """Write the checkpoint, as a worker would."""
+    job = log.checkpoint_job(log.synced_end_offset if high_watermark is None else high_watermark)
+    if job is not None:
+        job.run()
+
+
+def read_all(log: Log, start: int | None = None) -> list[Stamped]:
+    """Every batch from `start` (the log start) on, by repeated reads."""
+    offset = log.log_start_offset if start is None else start
+    found: list[Stamped] = []
+    while offset < log.log_end_offset:
+        data = log.read(offset, max_bytes=700, end_offset=log.log_end_offset)
+        assert data, f"nothing at offset {offset} of {log.log_end_offset}"
         for position, header in iterate(data):
-            found.append(data[position : position + header.batch_size])
+            assert header.base_offset <= offset
+            found.append((header, data[position : position + header.batch_size]))
             offset = header.end_offset
     return found
 
 
-def values(batches: list[bytes]) -> list[bytes]:
-    """The records' values."""
-    return [value for one in batches for value in RecordBatch(one).values() if value is not None]
+def values_of(stamped: Stamped) -> list[bytes | None]:
+    """The values of a batch."""
+    return RecordBatch(stamped[1]).values()

@@ -173,12 +173,19 @@ class MemoryBroker:
     def create(self, topic: str, partitions: int = 1, **configs: Any) -> None:
         """Make a topic."""
         reply, _ = self.ask(
-            {"op": "create_topic", "topic": topic, "partition_count": partitions, "configs": configs}
+            {
+                "op": "create_topic",
+                "topic": topic,
+                "partition_count": partitions,
+                "configs": configs,
+            }
         )
         assert reply["error"] == 0, reply
         assert reply["ready"], reply
 
-    def produce(self, topic: str, *values: bytes, partition: int = 0, **fields: Any) -> dict[str, Any]:
+    def produce(
+        self, topic: str, *values: bytes, partition: int = 0, **fields: Any
+    ) -> dict[str, Any]:
         """Simple produce of keyless values; the answer."""
         frames = [x for value in values for x in (b"", value)]
         message = {

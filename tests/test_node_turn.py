@@ -113,7 +113,9 @@ def test_a_full_disk_takes_the_whole_turn_back_and_the_broker_goes_on(broker: Me
 
 def test_a_failed_write_ends_the_broker_and_nothing_is_acked(broker: MemoryBroker) -> None:
     broker.storage.fail("pwrite", 1, errno.EIO)
-    wanted = broker.post({"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1}, b"", b"v")
+    wanted = broker.post(
+        {"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1}, b"", b"v"
+    )
     with pytest.raises(OSError, match="injected"):
         broker.turn()
     assert broker.answer(wanted) is None
@@ -123,7 +125,9 @@ def test_a_failed_sync_ends_the_broker(tmp_path: Path) -> None:
     broker = MemoryBroker(tmp_path)
     broker.create("d", durability="disk")
     broker.storage.fail("sync", 1)
-    wanted = broker.post({"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}, b"", b"v")
+    wanted = broker.post(
+        {"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}, b"", b"v"
+    )
     with pytest.raises(OSError, match="injected"):
         for _ in range(3):
             broker.turn()
@@ -144,7 +148,14 @@ def test_a_wake_up_call_sleeps_until_the_high_watermark_passes(broker: MemoryBro
 
 def test_a_long_poll_ends_empty_at_its_time_and_is_no_error(broker: MemoryBroker) -> None:
     wanted = broker.post(
-        {"op": "fetch", "mode": "simple", "topic": "t", "partition": 0, "offset": 0, "max_wait_ms": 100}
+        {
+            "op": "fetch",
+            "mode": "simple",
+            "topic": "t",
+            "partition": 0,
+            "offset": 0,
+            "max_wait_ms": 100,
+        }
     )
     broker.turn()
     broker.clock.advance(99 * NS_PER_MS)
@@ -173,7 +184,9 @@ def test_the_first_partition_makes_progress_whatever_the_limit(tmp_path: Path) -
     for partition in (0, 1):
         broker.produce("t", b"x" * 5000, partition=partition)
     entries = [{"topic": "t", "partition": p, "offset": 0, "max_bytes": 10} for p in (0, 1)]
-    reply, frames = broker.ask({"op": "fetch", "mode": "fast", "max_bytes": 100, "partitions": entries})
+    reply, frames = broker.ask(
+        {"op": "fetch", "mode": "fast", "max_bytes": 100, "partitions": entries}
+    )
     assert [len(f) > 5000 for f in frames] == [True]
     assert [p["bytes"] > 0 for p in reply["partitions"]] == [True, False]
 
@@ -246,7 +259,14 @@ def test_a_deleted_topic_answers_whoever_waits_and_its_name_can_be_used_again(
     broker.produce("t", b"old")
     before, _ = broker.ask({"op": "describe_topic", "topic": "t"})
     waiting = broker.post(
-        {"op": "fetch", "mode": "simple", "topic": "t", "partition": 0, "offset": 1, "max_wait_ms": 60000}
+        {
+            "op": "fetch",
+            "mode": "simple",
+            "topic": "t",
+            "partition": 0,
+            "offset": 1,
+            "max_wait_ms": 60000,
+        }
     )
     broker.turn()
     assert broker.ask({"op": "delete_topic", "topic": "t"})[0]["error"] == 0
@@ -328,13 +348,43 @@ def test_settings_are_changed_whole_or_not_at_all(broker: MemoryBroker) -> None:
     assert reply["error"] == 40
     topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
     assert topic["configs"]["durability"] == {"value": "os", "source": "default", "default": "os"}
-    assert broker.ask({"op": "alter_topic", "topic": "t", "set": {"durability": "disk"}})[0]["error"] == 0
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"durability": "disk"}})[0]["error"]
+        == 0
+    )
     topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
     assert topic["configs"]["durability"]["source"] == "topic"
     assert broker.produce("t", b"v")["error"] == 0
     for bad in ({"retention.ms": 1}, {"nosuch": 1}, {"ring_bytes": 1}):
         reply, _ = broker.ask({"op": "alter_topic", "topic": "t", "set": bad})
         assert reply["error"] == 40, bad
+
+
+def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> None:
+    for _ in range(3):
+        broker.produce("t", b"v")
+    partition = broker.context.partitions["t", 0]
+    old = partition.ring
+    assert old is not None
+    change = {"ring_bytes": "64MiB", "max_message_bytes": "8MiB", "max_uncompressed_bytes": "64MiB"}
+    assert broker.ask({"op": "alter_topic", "topic": "t", "set": change})[0]["error"] == 0
+    assert fast(broker, build([b"x" * (7 << 20)], timestamps=1))["error"] == 0
+    for _ in range(3):
+        broker.produce("t", b"v")
+    assert partition.ring is not None
+    assert partition.ring.capacity == 64 << 20
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": "1MiB"}})[0][
+            "error"
+        ]
+        == 0
+    )
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": 0}})[0]["error"] == 0
+    )
+    assert broker.produce("t", b"last")["base_offset"] == 7
+    assert partition.ring is None
+    assert [len(v) for v in broker.values("t")] == [1, 1, 1, 7 << 20, 1, 1, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +414,11 @@ def test_every_request_gets_exactly_one_answer_however_broken(broker: MemoryBrok
     rng = random.Random(5)
     bodies = [
         {"op": "produce", "mode": "simple", "topic": "t", "count": 3},
-        {"op": "fetch", "mode": "fast", "partitions": [{"topic": "t", "partition": 0, "offset": -1}]},
+        {
+            "op": "fetch",
+            "mode": "fast",
+            "partitions": [{"topic": "t", "partition": 0, "offset": -1}],
+        },
         {"op": "list_offsets", "partitions": [{"topic": "t", "partition": 9, "timestamp": "1"}]},
         {"op": "delete_records", "partitions": []},
         {"op": "nope"},
@@ -393,7 +447,9 @@ def test_every_request_gets_exactly_one_answer_however_broken(broker: MemoryBrok
     assert broker.produce("t", b"still here")["error"] == 0
 
 
-def test_an_envelope_is_echoed_and_an_unreadable_header_is_answered_42(broker: MemoryBroker) -> None:
+def test_an_envelope_is_echoed_and_an_unreadable_header_is_answered_42(
+    broker: MemoryBroker,
+) -> None:
     from node.io.wire import Received
 
     data = header.encode({"op": "hello", "id": 9}, header.Codec.MSGPACK)

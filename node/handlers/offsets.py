@@ -159,6 +159,4 @@ def _answer_producer(context: Context, exchange: Exchange) -> None:
     next_id, end = context.producer_ids
     context.producer_ids = [next_id + 1, end] if next_id + 1 < end else []
     assert exchange.id is not None
-    exchange.answer(
-        InitProducerAnswer(id=exchange.id, producer_id=Big(next_id), producer_epoch=0)
-    )
+    exchange.answer(InitProducerAnswer(id=exchange.id, producer_id=Big(next_id), producer_epoch=0))

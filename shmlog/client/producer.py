@@ -9,6 +9,7 @@ its batch is closed.
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -100,6 +101,8 @@ class Producer:
             idempotent=idempotent and acks != "0",
             at_most_once=acks == "0",
         )
+        # A record may open a batch.
+        self._room = self._accumulator.buffer_bytes - BATCH_OVERHEAD
         discover = discoverer(where)
         discover()  # nobody there: say so at once
         self._io = IoThread(
@@ -154,7 +157,7 @@ class Producer:
             _check_size(state, value, key, timestamp, headers)
         accumulator = self._accumulator
         with self._lock:
-            if accumulator.buffered + size > accumulator.buffer_bytes or self._refusal is not None:
+            if accumulator.buffered + size > self._room or self._refusal is not None:
                 self._wait_for_room(size)
             queue = state.sticky
             if key is not None or partition is not None:
@@ -295,7 +298,7 @@ class Producer:
     def abandon(self) -> None:
         """The producer was copied by fork: refuse everything."""
         self._refusal = ClientClosed(forks.FORKED)
-        self._lock = type(self._lock)()
+        self._lock = threading.Lock()
         self._topics = {}
 
     def __enter__(self) -> Producer:
@@ -391,8 +394,9 @@ class Producer:
             raise self._refusal
         if not fits:
             raise BufferFull(
-                f"{accumulator.buffered} of {accumulator.buffer_bytes} bytes wait for acks, and did  "
-                f"for {self._max_block_ns / NS_PER_S:g} s; the record was not queued",
+                f"no room within {self._max_block_ns / NS_PER_S:g} s (max_block): of "
+                f"{accumulator.buffer_bytes} bytes {accumulator.buffered} wait for acks; "
+                "the record was not queued",
                 buffered=accumulator.buffered,
                 limit=accumulator.buffer_bytes,
             )

@@ -185,8 +185,8 @@ def attach(identity: RingIdentity, *, check_crcs: bool | None) -> RingTail | Non
     """
     try:
         memory = posix.attach(ring_name(identity))
-    except (FileNotFoundError, ValueError):
-        return None  # not made, or not yet of any size
+    except (FileNotFoundError, PermissionError):
+        return None  # not made, or not yet of any size, or another user's
     try:
         reader = RingReader(memory, identity)
     except RingMismatch:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shmlog.records.compression import crc32c
 
@@ -48,6 +49,16 @@ class SparseIndex:
             self._count += 1
             self._last_position = position
         self.max_timestamp_ns = max(self.max_timestamp_ns, timestamp_ns)
+
+    def entry_for_offset(self, offset: int) -> tuple[int, int]:
+        """(offset, position) of the last entry at or below `offset`; there is one where there is a batch."""
+        offsets = self._entries["offset"][: self._count]
+        entry = self._entries[max(int(np.searchsorted(offsets, offset, side="right")) - 1, 0)]
+        return int(entry["offset"]), int(entry["position"])
+
+    def positions(self) -> NDArray[np.int64]:
+        """The positions of all entries."""
+        return self._entries["position"][: self._count]
 
     def position_for_offset(self, offset: int) -> int:
         """Where to begin walking for `offset`: the last entry at or below it."""
@@ -97,10 +108,11 @@ class SparseIndex:
         return IndexFile(index, size, end_offset, last_append_time_ns)
 
 
-class IndexFile(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IndexFile:
     """An index and what it is the index of."""
 
-    sparse: SparseIndex
+    index: SparseIndex
     size: int  # bytes of batches
     end_offset: int
     last_append_time_ns: int

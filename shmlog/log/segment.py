@@ -14,9 +14,11 @@ from shmlog.log import paths
 from shmlog.log.index import SparseIndex
 from shmlog.log.storage import Buffer, File, Storage
 from shmlog.records.header import BatchHeader, decode_header, read_size
-from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE
+from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE, STAMP, STAMP_POSITION
 
 WALK_BYTES = 1 << 20
+READ_BYTES_MIN = 4096
+NOT_A_BATCH = (CorruptMessage, InvalidRecord)
 
 
 class Found(NamedTuple):
@@ -111,10 +113,15 @@ class Segment:
                 read_bytes = BATCH_SIZE_MAX + HEADER_SIZE
             position += at
 
+    def append_time_at(self, position: int) -> int:
+        """The append time of the batch at `position`, in ns."""
+        data = self.file().pread(HEADER_SIZE, position)
+        return int(STAMP.unpack_from(data, STAMP_POSITION)[2])
+
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
         data = self.index.encode(self.size, self.end_offset, self.last_append_time_ns)
-        file = self._storage.open(self.index_path, create=True)
+        file = self._storage.open(self._index_path, create=True)
         try:
             file.truncate(0)
             file.pwrite([data], 0)
@@ -123,9 +130,9 @@ class Segment:
 
     def read_index(self) -> bytes:
         """The index file's bytes; none if there is no such file."""
-        if not self._storage.exists(self.index_path):
+        if not self._storage.exists(self._index_path):
             return b""
-        file = self._storage.open(self.index_path, read_only=True)
+        file = self._storage.open(self._index_path, read_only=True)
         try:
             return file.pread(file.size(), 0)
         finally:
@@ -140,7 +147,8 @@ class Segment:
         found = SparseIndex.decode(self.read_index())
         if found is None or found.end_offset != end_offset or found.size > self.file_size():
             return False
-        self.index, self.size, self.end_offset, self.last_append_time_ns = found
+        self.index, self.size, self.end_offset = found.index, found.size, found.end_offset
+        self.last_append_time_ns = found.last_append_time_ns
         self.allocated = self.size
         self.index_saved = True
         return True
@@ -164,7 +172,4 @@ class Segment:
     def unlink(self) -> None:
         """Remove both files."""
         self._storage.unlink(self._path)
-        self._storage.unlink(self.index_path)
-
-
-NOT_A_BATCH = (CorruptMessage, InvalidRecord)
+        self._storage.unlink(self._index_path)

@@ -105,9 +105,7 @@ class _Verifier:
         entries: dict[int, tuple[int, int]] = {}  # position: offset, newest timestamp before it
         newest_ns = -1
         try:
-            for position, header, _ in self._batches(segment, last=last):
-                entries[position] = (header.base_offset, newest_ns)
-                newest_ns = max(newest_ns, header.max_timestamp_ns)
+            decoded = SparseIndex.decode(file.pread(file.size(), 0))
         finally:
             segment.close()
         if len(found.damage) == damage_before:
@@ -188,29 +186,11 @@ class _Verifier:
             )
         if header.leader_epoch <= self._epoch:
             return
-        self._epoch = header.leader_epoch
-        if header.end_offset <= self._found.log_start or header.end_offset > self._mark:
-            return
-        offset = max(header.base_offset, self._found.log_start)
-        known = self._epochs.epoch_for(offset) if self._epochs else -1
-        if known != header.leader_epoch:
-            self._found.notes.append(
-                f"{place}: epoch {header.leader_epoch}, in the history {known}: it is rebuilt"
-            )
-
-    def _index(self, segment: Segment, entries: dict[int, tuple[int, int]]) -> None:
-        """An index covers the segment or its beginning; none at all, or an empty file, is none."""
-        data = segment.read_index()
-        if not data:
-            return
-        decoded = SparseIndex.decode(data)
-        if decoded is None:
-            self._found.notes.append(f"{segment.index_path} is damaged: it is rebuilt")
-            return
-        for offset, position, before_ns in decoded.sparse.entries():
-            if entries.get(position) != (offset, before_ns):
-                self._found.notes.append(
-                    f"{segment.index_path} does not fit at offset {offset}, position {position}: "
-                    "it is rebuilt"
-                )
+        index, size = decoded.index, decoded.size
+        for place, offset in positions.items():
+            if (
+                place < size
+                and positions.get(index.position_for_offset(offset), offset + 1) > offset
+            ):
+                self._found.notes.append(f"{path} points past offset {offset}: delete it")
                 return

@@ -6,7 +6,7 @@ All words are little-endian and aligned; each published word has a cache line (6
                | magic           u32  "SLR1"      |
              4 | layout          u32  1           |
              8 | ready           u64  1           |
-            16 | capacity        u64  bytes       |  of the data, a multiple of 4096
+            16 | capacity        u64  bytes       |  of the data, a multiple of 4096, at least 65536
             24 | entries         u64  4096        |  of the index
             32 | broker          u64              |
             40 | incarnation     u64              |
@@ -15,7 +15,7 @@ All words are little-endian and aligned; each published word has a cache line (6
             72 | cluster         64 bytes, UTF-8  |  filled with zeros
            192 +----------------------------------+  published words
                | oldest_valid    u64  position    |  moved BEFORE bytes are overwritten
-           256 | tail            u64  position    |  moved AFTER the bytes are in place (and in the file)
+           256 | tail            u64  position    |  moved AFTER the bytes are there and in the file
            320 | high_watermark  u64  position    |  readers stop here
            384 | leader_epoch    u64              |
            448 | heartbeat       u64  ns          |  CLOCK_MONOTONIC, stamped by the writer's loop
@@ -23,23 +23,30 @@ All words are little-endian and aligned; each published word has a cache line (6
            576 | index_count     u64              |  entries ever written
           4096 +----------------------------------+  the index: entry i in place i % entries
                | base offsets    i64[entries]     |
-               | positions       u64[entries]     |
+         36864 | positions       i64[entries]     |
          69632 +----------------------------------+  the data
                | capacity bytes                   |
                +----------------------------------+
 
-A *position* counts bytes ever written, padding included; it never goes back. Its place in the data (its slot) is
-position % capacity. A batch is never split at the end of a lap: what is left of the lap is padding, whose first
-word (u32) is 0, which no batch's first word is. That is all the ring knows of what it carries.
+A *position* counts bytes ever written, padding included; it never goes back and stays below 2^63.
+Its place in the data (its slot) is position % capacity. A batch is a multiple of 8 bytes, at most
+half the capacity, and is never split at the end of a lap: what is left of the lap is padding,
+whose first word (u32) is 0, which no batch's first word is. That is all the ring knows of what it
+carries.
 
-An index entry is written only when a batch begins at least capacity / entries bytes behind the last entry, so
-the index always spans the whole ring; a reader walks the few batches from an entry to the offset it wants.
+An index entry is written only when a batch begins at least capacity / entries bytes behind the last
+entry, so a full index spans the ring: an entry is replaced only after its batch was overwritten. A
+reader walks the few batches from an entry to the offset it wants.
 
 The name of the shared memory is "/sl" and the first 26 characters of the lower-case base32 of
-SHA-256("CLUSTER|BROKER|INCARNATION|TOPIC ID IN HEX|PARTITION"), numbers in decimal. A new incarnation has new
-names, so two writers never meet on one; the long identity stands in the header and is checked.
+SHA-256("CLUSTER|BROKER|INCARNATION|TOPIC ID IN HEX|PARTITION"), numbers in decimal. A new
+incarnation has new names, so two writers never meet on one; the long identity stands in the header
+and is checked.
 
-Invariants: oldest_valid <= high_watermark <= tail; tail - oldest_valid <= capacity.
+Invariants: oldest_valid <= tail; high_watermark <= tail; tail - oldest_valid <= capacity.
+oldest_valid may lie inside a batch (the rest of it is not valid either), and above the high
+watermark when more is waiting to be committed than the ring holds: then there is nothing to read
+in it.
 """
 
 from __future__ import annotations
@@ -47,6 +54,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 MAGIC = 0x31524C53  # b"SLR1"
 LAYOUT_VERSION = 1
@@ -56,9 +66,10 @@ INDEX_OFFSETS = PAGE
 INDEX_POSITIONS = INDEX_OFFSETS + 8 * ENTRIES
 DATA = INDEX_POSITIONS + 8 * ENTRIES
 ALIGNMENT = 8
+CAPACITY_MIN = 16 * PAGE
 
 # Word numbers: byte / 8 in the header page.
-READY, CAPACITY, ENTRY_COUNT, BROKER, INCARNATION, PARTITION = 1, 2, 3, 4, 5, 6
+MAGIC_AND_LAYOUT, READY, CAPACITY, ENTRY_COUNT, BROKER, INCARNATION, PARTITION = range(7)
 TOPIC_ID_AT, CLUSTER_AT, CLUSTER_SIZE = 56, 72, 64
 OLDEST_VALID, TAIL, HIGH_WATERMARK, LEADER_EPOCH, HEARTBEAT, SEALED, INDEX_COUNT = (
     24,
@@ -94,3 +105,11 @@ def ring_name(identity: RingIdentity) -> str:
 def ring_size(capacity: int) -> int:
     """Bytes of the whole memory of a ring with `capacity` bytes of data."""
     return DATA + capacity
+
+
+def index_of(buffer: memoryview) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The index as it lies in the ring: (base offsets, positions), each int64[ENTRIES]."""
+    return (
+        np.frombuffer(buffer[INDEX_OFFSETS:INDEX_POSITIONS], np.int64),
+        np.frombuffer(buffer[INDEX_POSITIONS:DATA], np.int64),
+    )

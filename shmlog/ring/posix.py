@@ -1,8 +1,9 @@
 """POSIX shared memory: the only user of posix_ipc and mmap.
 
-`create` reserves the memory before it is mapped: a sparse object would kill its writer by SIGBUS at the first
-touch of a page for which there is no room, and Python cannot catch that. Nobody unlinks but the owner; there is
-no resource tracker here that could take a segment away from under its users.
+`create` reserves the memory before it is mapped: a sparse object would kill its writer by SIGBUS
+at the first touch of a page for which there is no room, and Python cannot catch that. Nobody
+unlinks but the owner; there is no resource tracker here that could take a segment away from under
+its users.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class PosixMemory:
         self.buffer = memoryview(mapping)
 
     def close(self) -> None:
-        """Unmap it; while views are held, the last of them does."""
-        self.buffer.release()
+        """Unmap it; while views are held, the last of them does. May be called twice."""
         try:
+            self.buffer.release()
             self._mapping.close()
         except BufferError:
             pass  # a view (of a batch read without copy) still needs the bytes; it owns them now
@@ -38,7 +39,8 @@ class PosixMemory:
 def create(name: str, size: int) -> PosixMemory:
     """Make and reserve a segment of `size` bytes, mode 0600.
 
-    Raises: FileExistsError: the name is taken. OSError ENOSPC: /dev/shm has no room; nothing is left.
+    Raises: FileExistsError: the name is taken. OSError ENOSPC: /dev/shm has no room; nothing is
+    left.
     """
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
@@ -48,7 +50,7 @@ def create(name: str, size: int) -> PosixMemory:
         os.posix_fallocate(segment.fd, 0, size)
         mapping = mmap.mmap(segment.fd, size)
     except BaseException:
-        posix_ipc.unlink_shared_memory(name)
+        unlink(name)
         raise
     finally:
         segment.close_fd()
@@ -56,9 +58,11 @@ def create(name: str, size: int) -> PosixMemory:
 
 
 def touch(memory: PosixMemory) -> None:
-    """Touch every page in pieces, so that the first lap costs no page faults. For a worker thread.
+    """Touch every page of new memory, so that the first lap costs no page faults. For a worker
+    thread.
 
-    A strided numpy store lets go of the GIL; madvise would hold it all along.
+    It stores zeros, so it must be done before a ring is made there. A strided numpy store of more
+    than 500 items lets go of the GIL (a piece has 1024); madvise would hold it all along.
     """
     pages = np.frombuffer(memory.buffer, np.uint8)
     for start in range(0, memory.size, _TOUCH_BYTES):
@@ -66,11 +70,17 @@ def touch(memory: PosixMemory) -> None:
 
 
 def attach(name: str) -> PosixMemory:
-    """Map an existing segment, read-only. Raises: FileNotFoundError."""
+    """Map an existing segment, read-only.
+
+    Raises: FileNotFoundError: no such name, or it is just being made. PermissionError: another
+    user's.
+    """
     try:
         segment = posix_ipc.SharedMemory(name, read_only=True)
     except posix_ipc.ExistentialError:
         raise FileNotFoundError(f"no shared memory {name}") from None
+    except posix_ipc.PermissionsError:
+        raise PermissionError(f"shared memory {name} belongs to another user") from None
     try:
         size = os.fstat(segment.fd).st_size
         if size == 0:  # its maker is between shm_open and fallocate

@@ -1,10 +1,27 @@
 """A reader of a ring: copy, then check.
 
-The writer never waits. A reader copies bytes, and only then looks whether `oldest_valid` has passed them; since
-the writer moves that word before it overwrites, a copy that passes this check was whole. Being lapped is an
-answer (None), not an error: the caller goes to the files.
+The writer never waits. A reader copies bytes, and only then looks whether `oldest_valid` has
+passed them; since the writer moves that word before it overwrites, a copy that passes this check
+was whole. Being lapped is an answer (None), not an error: the caller goes to the files.
 
-Readers stop at the high watermark and follow positions only. `tail` bounds what the index may name.
+Order of memory operations (a word is one aligned 8-byte load or store; memoryview and numpy give no
+barriers, x86 gives these orders by itself, elsewhere the checksum over the copy decides):
+
+    writer                          reader
+    1  oldest_valid = ...           a  high_watermark
+    2  bytes                        b  bytes
+    3  index, index_count, tail     c  oldest_valid
+    4  high_watermark
+
+A store is never seen before an earlier one, and a load never happens before an earlier one. So who
+sees 4 in (a) sees 2 in (b); and who saw, in (b), any byte of a later lap sees its 1 in (c). A copy
+in large pieces (string moves, streaming stores with their closing fence) keeps this order as a
+whole.
+
+What decides where to copy is checked like the copy: the first word of padding, read from bytes
+that may just be overwritten, counts only while the position it was read at is still valid; an
+index entry counts only if its place still holds it. A reader stops at the high watermark and
+follows positions only, so no pair of words has to be read as one.
 """
 
 from __future__ import annotations
@@ -12,12 +29,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from shmlog.ring import layout as L
 from shmlog.ring.memory import SharedMemory
 
 
-class RingMismatch(Exception):  # noqa: N818 - an answer: this is not the ring that was looked for
+class RingMismatch(Exception):  # an answer: this is not the ring that was looked for
     """Not ready, another layout, or another identity."""
 
 
@@ -33,36 +51,56 @@ class Chunk(NamedTuple):
         return self.position + len(self.data)
 
 
-class RingReader:
-    """Reads one ring; any number of readers, in any process."""
+def _closed_words() -> memoryview:
+    """The header of a closed ring: sealed, and nothing in it is valid."""
+    words = memoryview(bytearray(L.PAGE)).cast("Q")
+    words[L.OLDEST_VALID] = (1 << 64) - 1
+    words[L.SEALED] = 1
+    return words.toreadonly()
 
-    def __init__(self, memory: SharedMemory, identity: L.RingIdentity) -> None:
-        """Raises RingMismatch unless the memory holds exactly this ring."""
-        if memory.size < L.DATA:
-            raise RingMismatch(f"{memory.size} bytes are no ring")
-        words = memory.buffer[: L.PAGE].cast("Q")
-        wanted = {
-            0: L.MAGIC | L.LAYOUT_VERSION << 32,
-            L.READY: 1,
-            L.CAPACITY: memory.size - L.DATA,
-            L.ENTRY_COUNT: L.ENTRIES,
-            L.BROKER: identity.broker,
-            L.INCARNATION: identity.incarnation,
-            L.PARTITION: identity.partition,
-        }
+
+_CLOSED = _closed_words()
+
+
+def _check(memory: SharedMemory, identity: L.RingIdentity) -> None:
+    """Raises RingMismatch unless the memory holds exactly this ring."""
+    capacity = memory.size - L.DATA
+    if capacity < L.CAPACITY_MIN or capacity % L.PAGE:
+        raise RingMismatch(f"{memory.size} bytes are no ring")
+    wanted = {
+        L.READY: 1,  # first: only who sees it may trust the rest
+        L.MAGIC_AND_LAYOUT: L.MAGIC | L.LAYOUT_VERSION << 32,
+        L.CAPACITY: capacity,
+        L.ENTRY_COUNT: L.ENTRIES,
+        L.BROKER: identity.broker,
+        L.INCARNATION: identity.incarnation,
+        L.PARTITION: identity.partition,
+    }
+    with memory.buffer[: L.PAGE].cast("Q") as words:
         for word, value in wanted.items():
             if words[word] != value:
                 raise RingMismatch(f"header word {word} is {words[word]}, expected {value}")
-        topic_id = bytes(memory.buffer[L.TOPIC_ID_AT : L.TOPIC_ID_AT + 16])
-        cluster = bytes(memory.buffer[L.CLUSTER_AT : L.CLUSTER_AT + L.CLUSTER_SIZE])
-        if topic_id != identity.topic_id or cluster.rstrip(b"\0") != identity.cluster.encode():
-            raise RingMismatch("the ring belongs to another topic or cluster")
+    owner = bytes(memory.buffer[L.TOPIC_ID_AT : L.CLUSTER_AT + L.CLUSTER_SIZE])
+    if owner != identity.topic_id + identity.cluster.encode().ljust(L.CLUSTER_SIZE, b"\0"):
+        raise RingMismatch("the ring belongs to another topic or cluster")
+
+
+class RingReader:
+    """Reads one ring; any number of readers, in any process.
+
+    After `close` it is the reader of a sealed ring in which nothing is valid.
+    """
+
+    def __init__(self, memory: SharedMemory, identity: L.RingIdentity) -> None:
+        """Raises RingMismatch unless the memory holds exactly this ring."""
+        _check(memory, identity)
+        buffer = memory.buffer.toreadonly()
+        self.capacity: int = memory.size - L.DATA
         self._memory = memory
-        self._words = words
-        self.capacity: int = wanted[L.CAPACITY]
-        self._data = memory.buffer[L.DATA :].toreadonly()
-        self._index_offsets = np.frombuffer(memory.buffer, np.int64, L.ENTRIES, L.INDEX_OFFSETS)
-        self._index_positions = np.frombuffer(memory.buffer, np.uint64, L.ENTRIES, L.INDEX_POSITIONS)
+        self._words = buffer[: L.PAGE].cast("Q")
+        self._data = buffer[L.DATA :]
+        self._first_words = self._data.cast("I")
+        self._offsets, self._positions = L.index_of(buffer)
 
     @property
     def oldest_valid(self) -> int:
@@ -95,56 +133,85 @@ class RingReader:
         return bool(self._words[L.SEALED])
 
     def seek(self, offset: int) -> int | None:
-        """The newest indexed position of a batch with base offset <= `offset`; None: not in the ring."""
+        """The newest indexed position of a committed batch with base offset <= `offset`.
+
+        None: not in the ring. Also, rarely, when the writer goes all round the index meanwhile.
+
+        The search runs on the living index. Entries are replaced oldest first, and only when their
+        batch is overwritten already (an index spans the ring), so an entry replaced during the
+        search can only hide entries that are gone. Was the entry found replaced, between search
+        and use or between its two halves? The writer stores offset, then position; here position
+        is read before offset: a new position comes with a new offset, which is too high, and an
+        old position is no longer valid.
+        """
         count = self._words[L.INDEX_COUNT]
-        known = min(count, L.ENTRIES)
-        if known == 0:
+        high_watermark = self._words[L.HIGH_WATERMARK]
+        place = _newest(self._offsets, offset, count)
+        if place >= 0 and self._positions[place] >= high_watermark:
+            place = _newest(self._positions, high_watermark - 1, count)
+        if place < 0:
             return None
-        # Entry i stands in place i % ENTRIES: roll the copy so that the oldest comes first.
-        oldest = count % L.ENTRIES if known == L.ENTRIES else 0
-        offsets = np.roll(self._index_offsets[:known], -oldest)
-        positions = np.roll(self._index_positions[:known], -oldest)
-        found = int(np.searchsorted(offsets, offset, side="right")) - 1
-        if found < 0:
-            return None
-        position = int(positions[found])
-        # Checked after the copy: an entry that was replaced meanwhile names a position that is gone, or,
-        # torn between its two halves, one whose batch the caller finds to be the wrong one.
-        if not self.oldest_valid <= position < self.tail:
+        position = int(self._positions[place])
+        base_offset = int(self._offsets[place])
+        if base_offset > offset or position < self._words[L.OLDEST_VALID]:
             return None
         return position
 
     def read(self, position: int, size_max: int, *, end: int | None = None) -> Chunk | None:
-        """Copy what lies from `position` up to the high watermark (or `end`), at most `size_max` bytes.
+        """Copy what lies from `position`, where a batch or padding begins, up to the high
+        watermark.
 
-        A chunk never spans two laps, and its last batch may be cut off by `size_max`. Empty at the end; None
-        if the bytes were overwritten before they were copied whole.
+        (Or up to `end`, a batch boundary at or below the tail.) At most `size_max` bytes: the last
+        batch may be cut off. A chunk never spans two laps. Empty at the end; None if the bytes were
+        overwritten before they were copied whole, or `position` lies beyond the end.
         """
-        limit = self.high_watermark if end is None else end
-        if position > limit or position < self.oldest_valid:
+        words = self._words
+        limit = words[L.HIGH_WATERMARK] if end is None else end
+        if position > limit or position < words[L.OLDEST_VALID]:
             return None
         slot = position % self.capacity
-        if position < limit and self._data[slot : slot + 4] == b"\0\0\0\0":
+        if position < limit and self._first_words[slot >> 2] == 0:
+            if position < words[L.OLDEST_VALID]:
+                return None  # no padding, but a word of a later lap
             position += self.capacity - slot
             slot = 0
         size = min(limit - position, self.capacity - slot, size_max)
-        data = bytes(self._data[slot : slot + size]) if size > 0 else b""
-        if position < self.oldest_valid:
+        data = self._data[slot : slot + size].tobytes() if size > 0 else b""
+        if position < words[L.OLDEST_VALID]:
             return None
         return Chunk(position, data)
 
     def view(self, position: int, size: int) -> memoryview:
-        """The bytes themselves, read-only; what was made of them counts only after `still_valid`."""
+        """The bytes themselves, read-only; what is made of them counts only after `still_valid`."""
         slot = position % self.capacity
         return self._data[slot : slot + size]
 
     def still_valid(self, position: int) -> bool:
-        """True if nothing from `position` on has been overwritten."""
-        return position >= self.oldest_valid
+        """True if nothing from `position` on has been overwritten. False once closed."""
+        return position >= self._words[L.OLDEST_VALID]
 
     def close(self) -> None:
-        """Let go of the memory; views that were handed out stay valid."""
+        """Let go of the memory; views that were handed out stay readable. May be called twice."""
+        if self._words is _CLOSED:
+            return
         self._words.release()
+        self._first_words.release()
         self._data.release()
-        del self._index_offsets, self._index_positions
+        self._words = _CLOSED
+        self._offsets = self._positions = np.empty(0, np.int64)
         self._memory.close()
+
+
+def _newest(values: npt.NDArray[np.int64], value: int, count: int) -> int:
+    """The place of the newest of `count` entries that is <= `value`; -1 if there is none.
+
+    Entry i stands in place i % ENTRIES, so both parts of the array rise: [split:] is the older one,
+    and [:split] the newer one.
+    """
+    split = count % L.ENTRIES
+    if split and values[0] <= value:
+        return int(values[:split].searchsorted(value, "right")) - 1
+    if count < L.ENTRIES:
+        return -1
+    found = int(values[split:].searchsorted(value, "right"))
+    return split + found - 1 if found else -1

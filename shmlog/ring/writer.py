@@ -1,36 +1,39 @@
 """The one writer of a ring: reserve, copy, publish.
 
     reserve   move oldest_valid past what will be overwritten, THEN hand out the bytes
-    publish   index entries, then index_count, then tail: a reader that sees the new tail sees the bytes
+    publish   index entries, then index_count, then tail: who sees the new tail sees the bytes
 
-x86 keeps the order of stores, and CPython does not reorder them: so a reader never sees a word before what it
-vouches for. Elsewhere the checksum over the reader's copy decides. Nothing here waits for a reader.
+x86 keeps the order of stores, and CPython does not reorder them: so a reader never sees a word
+before what it vouches for (the reader's module has the whole argument). Nothing here waits for a
+reader.
 
-Between reserve and publish a batch is in the ring but unseen: `abort` forgets it. The words are kept in Python
+Between reserve and publish a batch is in the ring but unseen: `abort` forgets it. No reader has
+looked at bytes behind the tail, so the same positions are used again. The words are kept in Python
 integers too, so that reading them costs nothing.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
 from shmlog.ring import layout as L
 from shmlog.ring.memory import SharedMemory
 
 
-class RingFull(Exception):  # noqa: N818 - a state, not a failure
+class RingFull(Exception):  # a state, not a failure
     """What is reserved and not published fills the ring: publish first."""
 
 
 class RingWriter:
-    """Invariant: oldest_valid <= high_watermark <= tail <= reserved end; one writer for the ring's whole life."""
+    """The ring's only writer, from its making on.
+
+    Invariants: oldest_valid <= tail and high_watermark <= tail <= reserved end, and the reserved
+    end is at most `capacity` ahead of the tail and of oldest_valid.
+    """
 
     def __init__(self, memory: SharedMemory, capacity: int) -> None:
         self._memory = memory
         self._words = memory.buffer[: L.PAGE].cast("Q")
         self._data = memory.buffer[L.DATA : L.DATA + capacity]
-        self._index_offsets = np.frombuffer(memory.buffer, np.int64, L.ENTRIES, L.INDEX_OFFSETS)
-        self._index_positions = np.frombuffer(memory.buffer, np.uint64, L.ENTRIES, L.INDEX_POSITIONS)
+        self._index_offsets, self._index_positions = L.index_of(memory.buffer)
         self._stride = capacity // L.ENTRIES
         self._index_count = 0
         self._last_indexed = -self._stride
@@ -43,21 +46,21 @@ class RingWriter:
     def create(
         cls, memory: SharedMemory, identity: L.RingIdentity, capacity: int, *, leader_epoch: int
     ) -> RingWriter:
-        """Make a ring in fresh memory. Raises ValueError for a size or identity that does not fit."""
-        if capacity % L.PAGE or capacity < 16 * L.PAGE or memory.size != L.ring_size(capacity):
+        """Make a ring in new memory. Raises ValueError for a size or identity that does not fit."""
+        if capacity % L.PAGE or capacity < L.CAPACITY_MIN or memory.size != L.ring_size(capacity):
             raise ValueError(f"capacity {capacity} in {memory.size} bytes of memory")
         cluster = identity.cluster.encode()
         if len(cluster) > L.CLUSTER_SIZE or len(identity.topic_id) != 16:
             raise ValueError(f"cluster id of {len(cluster)} bytes, topic id {identity.topic_id!r}")
         words = memory.buffer[: L.PAGE].cast("Q")
-        words[0] = L.MAGIC | L.LAYOUT_VERSION << 32
+        words[L.MAGIC_AND_LAYOUT] = L.MAGIC | L.LAYOUT_VERSION << 32
         words[L.CAPACITY] = capacity
         words[L.ENTRY_COUNT] = L.ENTRIES
         words[L.BROKER] = identity.broker
         words[L.INCARNATION] = identity.incarnation
         words[L.PARTITION] = identity.partition
-        memory.buffer[L.TOPIC_ID_AT : L.TOPIC_ID_AT + 16] = identity.topic_id
-        memory.buffer[L.CLUSTER_AT : L.CLUSTER_AT + L.CLUSTER_SIZE] = cluster.ljust(L.CLUSTER_SIZE, b"\0")
+        owner = identity.topic_id + cluster.ljust(L.CLUSTER_SIZE, b"\0")
+        memory.buffer[L.TOPIC_ID_AT : L.CLUSTER_AT + L.CLUSTER_SIZE] = owner
         words[L.LEADER_EPOCH] = leader_epoch
         words[L.READY] = 1  # last: who sees it sees all of the above
         words.release()
@@ -80,7 +83,7 @@ class RingWriter:
         left = self.capacity - slot
         padded = left if size > left else 0
         end = position + padded + size
-        if end - self.tail > self.capacity:
+        if end - self.tail > self.capacity:  # this keeps oldest_valid <= tail, too
             raise RingFull(f"{end - self.tail} unpublished bytes in a ring of {self.capacity}")
         if end - self.capacity > self.oldest_valid:
             # Before the bytes change: a reader that copies them now finds out when it looks again.
@@ -113,15 +116,10 @@ class RingWriter:
         """Forget what is reserved. What it overwrote is gone: oldest_valid stays where it is."""
         self._pending.clear()
         self._end = self.tail
-        if self.oldest_valid > self.tail:
-            # Only a ring that was overwritten whole gets here: nothing in it is valid any more.
-            self._end = self.tail = self.high_watermark = self.oldest_valid
-            self._words[L.TAIL] = self.tail
-            self._words[L.HIGH_WATERMARK] = self.high_watermark
 
     def set_high_watermark(self, position: int) -> None:
         """Readers may go up to `position`, a batch boundary at or below the tail; never back."""
-        assert self.high_watermark <= position <= self.tail, (self.high_watermark, position, self.tail)
+        assert self.high_watermark <= position <= self.tail, (self.high_watermark, position)
         self.high_watermark = position
         self._words[L.HIGH_WATERMARK] = position
 
@@ -139,6 +137,7 @@ class RingWriter:
 
     def drop_below(self, position: int) -> None:
         """What lies below `position`, a batch boundary, must not be read any more."""
+        position = min(position, self.tail)
         if position > self.oldest_valid:
-            self.oldest_valid = min(position, self.tail)
-            self._words[L.OLDEST_VALID] = self.oldest_valid
+            self.oldest_valid = position
+            self._words[L.OLDEST_VALID] = position
