@@ -37,7 +37,7 @@ class Segment:
     ) -> None:
         self._storage = storage
         self._path = f"{directory}/{paths.segment_log(base_offset)}"
-        self.index_path = f"{directory}/{paths.segment_index(base_offset)}"
+        self._index_path = f"{directory}/{paths.segment_index(base_offset)}"
         self._file: File | None = None
         self.base_offset = base_offset
         self.end_offset = base_offset
