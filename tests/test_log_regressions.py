@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import random
 
-import log_batches as lb
+import log_parts as lb
 import pytest
-from log_batches import add, checkpoint, make, open_log, read_all, sync
+from log_parts import add, checkpoint, make, open_log, read_all, sync
 
 from shmlog.errors import CorruptLog
 from shmlog.log import paths
@@ -217,3 +217,10 @@ def test_a_directory_set_aside_never_looks_like_a_partition_again() -> None:
     assert paths.parse_partition_dir(paths.partition_dir("t", 3)) == ("t", 3)
     for number in (0, 7, 9999, 10_000):
         assert paths.parse_partition_dir(paths.stray_dir("t-3", number)) is None
+
+
+def test_no_batch_that_ends_above_the_asked_end_is_read() -> None:
+    log = open_log(MemoryStorage())
+    (_, first), _ = add(log, 5, 5)
+    assert log.read(0, max_bytes=1 << 20, end_offset=9) == first
+    assert log.read(5, max_bytes=1 << 20, end_offset=9) == b""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,11 +108,10 @@ class SparseIndex:
         return IndexFile(index, size, end_offset, last_append_time_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class IndexFile:
+class IndexFile(NamedTuple):
     """An index and what it is the index of."""
 
-    index: SparseIndex
+    sparse: SparseIndex
     size: int  # bytes of batches
     end_offset: int
     last_append_time_ns: int

@@ -117,6 +117,7 @@ class Log:
             self._missing(log_start, bases[0])
         if not bases and mark > 0:
             self._missing(log_start, mark)
+        bases = self._remove_trimmed(bases, log_start)
         for place, base in enumerate(bases):
             next_base = bases[place + 1] if place + 1 < len(bases) else None
             if not self._recover_segment(base, next_base, mark, same_boot=same_boot, clean=clean):
@@ -127,15 +128,23 @@ class Log:
         if mark > self.log_end_offset:
             self._missing(self.log_end_offset, mark)
         self.log_start_offset = max(log_start, self._segments[0].base_offset)
-        self.synced_end_offset = mark
-        for segment in self._below_log_start():
-            _remove(segment)
         self._recover_epochs(found.recovery_point if found and newest else 0)
         self._recover_producers(now_ns)
         if not clean:
             self._rewrite(mark)
         self._sync_all()
         self._write_checkpoint(self._checkpoint_value(self.log_end_offset))
+
+    def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
+        """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
+        kept = [
+            base for base, end in zip(bases, [*bases[1:], None], strict=False)
+            if end is None or end > log_start
+        ]
+        for base in bases[: len(bases) - len(kept)]:
+            self._storage.unlink(f"{self.directory}/{paths.segment_log(base)}")
+            self._storage.unlink(f"{self.directory}/{paths.segment_index(base)}")
+        return kept
 
     def _missing(self, first: int, end: int) -> None:
         raise CorruptLog(
@@ -198,6 +207,8 @@ class Log:
         # An older generation may lack epochs, so it is not used at all.
         path = f"{self.directory}/{paths.EPOCHS}"
         table = checkpoint.read_one(self._storage, path, EpochTable)
+        if table and not (table.entries and table.entries[0][1] <= self.log_start_offset):
+            table = None  # trimmed for a log start that was not written any more
         self.epochs = EpochHistory(table.entries if table else [])
         self.epochs.truncate_to(self.log_end_offset)
         for header in self._headers_from(recovery_point if table else 0):
@@ -367,18 +378,16 @@ class Log:
                 if header.base_offset != expected or header.topic_id != self.topic_id:
                     reason = f"a batch at offset {header.base_offset}, expected {expected}"
                     break
-                wanted = header.end_offset > offset
-                if wanted and (
-                    header.base_offset >= end_offset
-                    or (pieces and size + header.batch_size > max_bytes)
-                ):
+                if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
                     break
                 # The header CRC vouches for base offset and size, the body CRC for the number of records:
                 # without both a batch cannot even be passed over.
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
                 expected, place = header.end_offset, found.position + header.batch_size
-                if wanted:
+                if expected > end_offset:
+                    return b"".join(pieces)
+                if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
         except NOT_A_BATCH as error:

@@ -37,7 +37,7 @@ class Segment:
     ) -> None:
         self._storage = storage
         self._path = f"{directory}/{paths.segment_log(base_offset)}"
-        self._index_path = f"{directory}/{paths.segment_index(base_offset)}"
+        self.index_path = f"{directory}/{paths.segment_index(base_offset)}"
         self._file: File | None = None
         self.base_offset = base_offset
         self.end_offset = base_offset
@@ -121,7 +121,7 @@ class Segment:
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
         data = self.index.encode(self.size, self.end_offset, self.last_append_time_ns)
-        file = self._storage.open(self._index_path, create=True)
+        file = self._storage.open(self.index_path, create=True)
         try:
             file.truncate(0)
             file.pwrite([data], 0)
@@ -130,9 +130,9 @@ class Segment:
 
     def read_index(self) -> bytes:
         """The index file's bytes; none if there is no such file."""
-        if not self._storage.exists(self._index_path):
+        if not self._storage.exists(self.index_path):
             return b""
-        file = self._storage.open(self._index_path, read_only=True)
+        file = self._storage.open(self.index_path, read_only=True)
         try:
             return file.pread(file.size(), 0)
         finally:
@@ -147,8 +147,7 @@ class Segment:
         found = SparseIndex.decode(self.read_index())
         if found is None or found.end_offset != end_offset or found.size > self.file_size():
             return False
-        self.index, self.size, self.end_offset = found.index, found.size, found.end_offset
-        self.last_append_time_ns = found.last_append_time_ns
+        self.index, self.size, self.end_offset, self.last_append_time_ns = found
         self.allocated = self.size
         self.index_saved = True
         return True
@@ -172,4 +171,4 @@ class Segment:
     def unlink(self) -> None:
         """Remove both files."""
         self._storage.unlink(self._path)
-        self._storage.unlink(self._index_path)
+        self._storage.unlink(self.index_path)

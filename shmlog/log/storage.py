@@ -113,6 +113,7 @@ class MemoryStorage:
         self.dirs: set[str] = set()
         self.durable_dirs: set[str] = set()
         self.on_operation: Callable[[str, str], None] | None = None
+        self.in_flight: tuple[str, int, bytes] | None = None  # the write that is under way
         self.operations: list[tuple[str, str, int]] = []
         self._faults: dict[tuple[str, int], int] = {}
         self._counts: dict[str, int] = {}
@@ -205,6 +206,7 @@ class MemoryStorage:
         self, rng: random.Random, *, in_flight: tuple[str, int, bytes] | None = None
     ) -> MemoryStorage:
         """What kill -9 leaves: all that was written, and any prefix of a write that was under way."""
+        in_flight = in_flight or self.in_flight
         image = MemoryStorage()
         image.dirs = set(self.dirs)
         for path, content in self.files.items():
@@ -280,7 +282,11 @@ class _MemoryFile:
     def pwrite(self, buffers: Sequence[Buffer], position: int) -> None:
         data = b"".join(bytes(b) for b in buffers)
         content = self._content().data
-        self._storage.record("pwrite", self._path, len(data))
+        self._storage.in_flight = (self._path, position, data)
+        try:
+            self._storage.record("pwrite", self._path, len(data))
+        finally:
+            self._storage.in_flight = None
         if len(content) < position + len(data):
             content.extend(bytes(position + len(data) - len(content)))
         content[position : position + len(data)] = data

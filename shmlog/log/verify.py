@@ -141,7 +141,7 @@ class _Check:
         if decoded is None:
             self._found.notes.append(f"{path} is damaged: it is rebuilt")
             return
-        index, size = decoded.index, decoded.size
+        index, size = decoded.sparse, decoded.size
         for place, offset in positions.items():
             if (
                 place < size
