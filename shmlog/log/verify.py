@@ -21,7 +21,7 @@ from shmlog.log.index import SparseIndex
 from shmlog.log.producers import Snapshot
 from shmlog.log.segment import NOT_A_BATCH, Found, Segment
 from shmlog.log.storage import Storage
-from shmlog.records.header import check_body_crc, check_header_crc
+from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
 
 _PARTITION = re.compile(r".+-(\d{1,4})")
 
@@ -120,8 +120,10 @@ class _Verifier:
         while at < file_size:
             try:
                 for found in segment.walk(at, end=file_size):
+                    check_header_crc(found.data, found.header)
+                    check_body_crc(found.data, found.header)
                     at = found.position + found.header.batch_size
-                    if self._is_whole(segment.path, found):
+                    if self._take(segment.path, found):
                         yield found
             except NOT_A_BATCH as error:
                 at = self._resume(segment, at, file_size, str(error), last=last)
@@ -132,7 +134,7 @@ class _Verifier:
         if recovery.all_zero(segment, at, file_size):
             return file_size
         topic_id = self._tag[0] if self._tag else None
-        behind = recovery.find_valid(segment, at + 8, file_size, topic_id, found.end_offset)
+        behind, _ = recovery.extent(segment, at, file_size, topic_id, found.end_offset)
         place = f"{segment.path} at position {at} (offset {found.end_offset})"
         if last and behind is None and found.end_offset >= self._mark:
             found.notes.append(f"torn tail: {place}: {text}")
@@ -142,10 +144,10 @@ class _Verifier:
         self._in_doubt = True
         return file_size if behind is None else behind
 
-    def _is_whole(self, path: str, batch: Found) -> bool:
-        """Is it intact and where it belongs? If not, it is in the report."""
+    def _take(self, path: str, batch: Found) -> bool:
+        """Is this whole batch where it belongs? If not, it is in the report."""
         found, header = self._found, batch.header
-        fault = self._fault(batch)
+        fault = self._misplaced(header)
         if fault:
             found.damage.append(
                 f"{path} at position {batch.position} (offset {found.end_offset}): {fault}"
@@ -160,13 +162,7 @@ class _Verifier:
         self._check_epoch(path, batch)
         return True
 
-    def _fault(self, batch: Found) -> str:
-        header = batch.header
-        try:
-            check_header_crc(batch.data, header)
-            check_body_crc(batch.data, header)
-        except NOT_A_BATCH as error:
-            return str(error)
+    def _misplaced(self, header: BatchHeader) -> str:
         self._tag = self._tag or (header.topic_id, header.partition)
         if (header.topic_id, header.partition) != self._tag:
             return f"the batch belongs to {header.topic_id.hex()}-{header.partition}"
