@@ -339,6 +339,9 @@ class Log:
         active = self._segments[-1]
         active.cut(before[0], before[1])
         active.last_append_time_ns = before[2]
+        # Before the next append: else, after a power cut, a whole batch of what was cut could lie right
+        # behind a new one and count as its successor.
+        active.file().sync()
         self._dirty[active] = None
 
     # -- read -----------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def find_valid(
 
 
 def extent(
-    segment: Segment, damaged: int, end: int, topic_id: bytes, offset: int
+    segment: Segment, damaged: int, end: int, topic_id: bytes | None, offset: int
 ) -> tuple[int | None, int | None]:
     """(position, base offset) of the first whole batch behind the damaged one at position `damaged`.
 

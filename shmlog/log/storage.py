@@ -186,7 +186,7 @@ class MemoryStorage:
         """See Storage."""
         for inside in [p for p in self.files if p.startswith(path + "/")]:
             del self.files[inside]
-        self.dirs.discard(path)
+        self.dirs = {d for d in self.dirs if d != path and not d.startswith(path + "/")}
 
     def sync_dir(self, path: str) -> None:
         """See Storage."""
