@@ -102,7 +102,8 @@ class Loop:
             statistics.longest_ns = ended_ns - began_ns
             parts = {
                 f"{finished} finished jobs": jobs_ns - began_ns,
-                f"{requests} requests, {context.simple_records} simple records": drained_ns - jobs_ns,
+                f"{requests} requests, {context.simple_records} simple records": drained_ns
+                - jobs_ns,
                 "write": written_ns - drained_ns,
                 "answers": answered_ns - written_ns,
                 "chores": ended_ns - answered_ns,
