@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from log_support import DIRECTORY, append, batch, open_log, read_all, run, sync, values
 
 from shmlog.errors import OffsetOutOfRange
 from shmlog.log.storage import MemoryStorage
 from shmlog.log.verify import Verification, verify
-from tests.log_support import DIRECTORY, append, batch, open_log, read_all, run, sync, values
 
 
 def test_what_is_appended_is_read_byte_for_byte_over_all_segments() -> None:
