@@ -180,9 +180,7 @@ def test_after_a_kill_all_that_was_written_is_there(place: tuple[Storage, str]) 
     put(storage, f"{directory}/f", b"abcd")
     lengths = set()
     for seed in range(30):
-        image = storage.after_kill(
-            random.Random(seed), in_flight=(f"{directory}/f", 4, b"efgh")
-        )
+        image = storage.after_kill(random.Random(seed), in_flight=(f"{directory}/f", 4, b"efgh"))
         data = content(image, f"{directory}/f")
         assert b"abcdefgh".startswith(data)
         lengths.add(len(data))
