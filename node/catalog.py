@@ -56,6 +56,7 @@ class Catalog:
         self._clean = clean
         self.upkeep = Upkeep(context.clock, workers, self.settled)
         self._opening: set[tuple[bytes, int]] = set()
+        self._ring_count = 0
 
     # -- following the image --------------------------------------------------------------------------
 
@@ -256,11 +257,13 @@ class Catalog:
         writer = RingWriter.create(shared, identity, capacity, leader_epoch=partition.leader_epoch)
         writer.beat(self._context.clock.monotonic_ns())
         partition.attach_ring(writer, RingReader(shared, identity), shared)
+        self._ring_count += 1
 
     def _release_ring(self, partition: Partition) -> None:
         memory = partition.memory
         partition.detach_ring()
         if memory is not None:
+            self._ring_count -= 1
             self._rings.remove(memory)
 
     def beat(self) -> None:
@@ -272,7 +275,7 @@ class Catalog:
 
     def has_rings(self) -> bool:
         """Is there any ring to stamp?"""
-        return any(p.ring is not None for p in self._context.partitions.values())
+        return self._ring_count > 0
 
     # -- ends -----------------------------------------------------------------------------------------
 

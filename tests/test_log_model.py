@@ -7,13 +7,13 @@ import random
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from log_support import DIRECTORY, Stamped, batch, config, open_log, read_all, run, sync
 
 from shmlog.errors import OffsetOutOfRange
 from shmlog.log.log import Log
 from shmlog.log.storage import MemoryStorage
 from shmlog.log.verify import verify
 from shmlog.records.batch import iterate
-from tests.log_support import DIRECTORY, Stamped, batch, config, open_log, read_all, run, sync
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 TIMES = st.integers(0, 40)

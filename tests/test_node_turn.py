@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_broker import MemoryBroker
 
 from node.io.workers import Lane
 from shmlog.clock import NS_PER_MS
 from shmlog.protocol import header
 from shmlog.records.builder import build
 from shmlog.settings import ClusterConfig
-from tests.memory_broker import MemoryBroker
 
 
 @pytest.fixture

@@ -52,7 +52,6 @@ def _find(context: Context, question: OffsetQuestion) -> OffsetAnswer:
     elif question.timestamp == EARLIEST:
         offset = partition.log_start
     elif question.timestamp >= 0:
-        context.cold_reads += 1
         found = partition.log.offset_for_time(question.timestamp, partition.high_watermark)
         offset, timestamp_ns = found if found is not None else (-1, -1)
     else:

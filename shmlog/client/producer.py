@@ -150,14 +150,16 @@ class Producer:
         if headers:
             headers = _checked_headers(headers)
             size += builder.record_size(None, None, headers) - RECORD_OVERHEAD
+        else:
+            headers = None
         if timestamp is None:
             timestamp = self._now()
         state = self._topics.get(topic) or self._learn(topic)
         if size + BATCH_OVERHEAD > state.max_message_bytes:
             _check_size(state, value, key, timestamp, headers)
-        accumulator = self._accumulator
+        accumulator, io = self._accumulator, self._io
         with self._lock:
-            if accumulator.buffered + size > self._room or self._refusal is not None:
+            if accumulator.buffered + size > self._room:
                 self._wait_for_room(size)
             queue = state.sticky
             if key is not None or partition is not None:
@@ -165,9 +167,10 @@ class Producer:
             elif queue is None or queue.open is None:
                 queue = state.sticky = accumulator.pick(state.queues)
             delivery = accumulator.append(queue, value, key, timestamp, headers, size)
-            wake, self._io.asleep = self._io.asleep, False
-        if wake:
-            self._io.wake()
+            if not io.asleep:
+                return delivery
+            io.asleep = False
+        io.wake()
         return delivery
 
     def produce(
@@ -285,7 +288,7 @@ class Producer:
         if self._refusal is not None:
             return
         timeout_ns = optional_ns(timeout, "timeout")
-        self._refusal = ClientClosed("this producer is closed; make a new one")
+        self._refuse(ClientClosed("this producer is closed; make a new one"))
         try:
             self._settle(timeout_ns)
         except RequestTimedOut:
@@ -297,7 +300,7 @@ class Producer:
 
     def abandon(self) -> None:
         """The producer was copied by fork: refuse everything."""
-        self._refusal = ClientClosed(forks.FORKED)
+        self._refuse(ClientClosed(forks.FORKED))
         self._lock = threading.Lock()
         self._topics = {}
 
@@ -327,6 +330,11 @@ class Producer:
         self._io.stop()
 
     # --- inside
+
+    def _refuse(self, why: ClientClosed) -> None:
+        """Every call fails from now on; no room is the check that `send` makes anyway."""
+        self._refusal = why
+        self._room = -1
 
     def _encoded(self, serde: Serde | None, item: Any) -> Any:
         if item is None:

@@ -10,7 +10,7 @@ the synced end; offsets are contiguous over all segments.
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -138,7 +138,8 @@ class Log:
     def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
         """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
         kept = [
-            base for base, end in zip(bases, [*bases[1:], None], strict=False)
+            base
+            for base, end in zip(bases, [*bases[1:], None], strict=False)
             if end is None or end > log_start
         ]
         for base in bases[: len(bases) - len(kept)]:
@@ -430,8 +431,6 @@ class Log:
 
         Exact to the record also where timestamps are out of order.
         """
-        if self.config.message_timestamp_type == "LogAppendTime":
-            return self._first_appended(timestamp_ns, end_offset)
         for segment in self._segments:
             if segment.base_offset >= end_offset:
                 break
@@ -458,23 +457,6 @@ class Log:
             if len(hits):
                 index = first + int(hits[0])
                 return header.base_offset + index, int(times[index])
-        return None
-
-    def _first_appended(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
-        """Append times never fall, so the segment and the place in it are found by bisection."""
-        place = bisect_left(self._segments, timestamp_ns, key=_last_append_time_ns)
-        for segment in self._segments[place:]:
-            positions = segment.index.positions().tolist()
-            entry = bisect_left(positions, timestamp_ns, key=segment.append_time_at)
-            start = positions[entry - 1] if entry else 0
-            for header, _ in self._checked(segment, start):
-                if header.base_offset >= end_offset:
-                    return None
-                if (
-                    header.append_time_ns >= timestamp_ns
-                    and header.end_offset > self.log_start_offset
-                ):
-                    return max(header.base_offset, self.log_start_offset), header.append_time_ns
         return None
 
     def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
@@ -643,10 +625,6 @@ class Log:
 
 def _base_offset(segment: Segment) -> int:
     return segment.base_offset
-
-
-def _last_append_time_ns(segment: Segment) -> int:
-    return segment.last_append_time_ns
 
 
 def _remove(segment: Segment) -> None:

@@ -24,14 +24,17 @@ class PosixMemory:
     def __init__(self, name: str, mapping: mmap.mmap) -> None:
         self.name: str | None = name
         self.size = len(mapping)
-        self._mapping = mapping
+        self._mapping: mmap.mmap | None = mapping
         self.buffer = memoryview(mapping)
 
     def close(self) -> None:
         """Unmap it; while views are held, the last of them does. May be called twice."""
+        mapping, self._mapping = self._mapping, None
+        if mapping is None:
+            return
         try:
             self.buffer.release()
-            self._mapping.close()
+            mapping.close()
         except BufferError:
             pass  # a view (of a batch read without copy) still needs the bytes; it owns them now
 

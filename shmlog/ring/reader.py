@@ -162,7 +162,8 @@ class RingReader:
         watermark.
 
         (Or up to `end`, a batch boundary at or below the tail.) At most `size_max` bytes: the last
-        batch may be cut off. A chunk never spans two laps. Empty at the end; None if the bytes were
+        batch may be cut off, and behind the last batch of a lap its padding comes along. A chunk
+        never spans two laps. Empty at the end; None if the bytes were
         overwritten before they were copied whole, or `position` lies beyond the end.
         """
         words = self._words
