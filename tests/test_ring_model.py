@@ -1,4 +1,4 @@
-"""The ring against a list: whatever is written, aborted, dropped, lapped: a reader finds the same."""
+"""The ring against a list: whatever is written, aborted, dropped or lapped, both hold the same."""
 
 from __future__ import annotations
 

@@ -31,17 +31,19 @@ def expected_words(head):
     return head + np.arange(head >> 10 & 1023, dtype=np.uint64)
 
 reader = RingReader(posix.attach(sys.argv[1]), L.RingIdentity("lapped", 1, 2, bytes(16), 3))
-accepted = lapped = wrong = views = rounds = 0
+accepted = lapped = wrong = views = 0
 print("ready", flush=True)
 while (accepted < 20_000 or lapped < 100) and not reader.sealed:
     newest = reader.seek(1 << 40)
     chunk = None if newest is None else reader.read(newest, 8)
     if not chunk or not chunk.data:
         continue
-    rounds += 1
-    # The ring holds about 127 batches: begin where the writer is about to write, or a little later.
-    wanted = (int.from_bytes(chunk.data, "little") >> 20) - 125 + rounds % 60
-    position = reader.seek(wanted)
+    # Begin at the oldest batch there is, the next one that the writer overwrites.
+    for back in range(160, 90, -1):
+        wanted = (int.from_bytes(chunk.data, "little") >> 20) - back
+        position = reader.seek(wanted)
+        if position is not None:
+            break
     previous = None
     while position is not None:
         chunk = reader.read(position, 65536)
