@@ -134,7 +134,10 @@ class Broker:
         self._workers.close()
         self._catalog.close_all()
         self.metadata.log.close(self.metadata.log.synced_end_offset)
-        uptime.write(self._data_dir, uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True))
+        uptime.write(
+            self._data_dir,
+            uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True),
+        )
         turns = self._loop.statistics
         journal.event(
             "turns",

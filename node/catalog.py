@@ -56,6 +56,7 @@ class Catalog:
         self._clean = clean
         self.upkeep = Upkeep(context.clock, workers, self.settled)
         self._opening: set[tuple[bytes, int]] = set()
+        self._ring_count = 0
 
     # -- following the image --------------------------------------------------------------------------
 
@@ -140,6 +141,10 @@ class Catalog:
 
     def _apply(self, partition: Partition, topic: Topic, state: PartitionRecord) -> None:
         partition.leader_epoch = state.leader_epoch
+        if partition.config.ring_bytes != topic.config.ring_bytes:
+            # Another size: the next append has a new ring made. Readers see this one sealed.
+            self._release_ring(partition)
+            partition.ring_state = "none"
         if partition.config is not topic.config:
             if partition.configure(topic.config):
                 self.settled(partition)
@@ -198,7 +203,7 @@ class Catalog:
             topic = image.topics.get(parsed[0])
             if topic is not None and parsed[1] < len(topic.partitions):
                 continue
-            stray = f"{name}.stray-{self._context.identity.incarnation}"
+            stray = paths.stray_dir(name, self._context.identity.incarnation)
             self._storage.rename(f"{self._data_dir}/{name}", f"{self._data_dir}/{stray}")
             journal.warning("unknown directory set aside", directory=name, renamed=stray)
 
@@ -244,19 +249,21 @@ class Catalog:
         elif error is not None:
             raise error
         shared: SharedMemory = memory  # type: ignore[assignment]
-        if self._context.partitions.get(partition.name) is not partition:
+        wanted = self._context.partitions.get(partition.name) is partition
+        if not wanted or capacity != partition.config.ring_bytes:
             self._rings.remove(shared)
+            partition.ring_state = "none"
             return
-        writer = RingWriter.create(
-            shared, identity, capacity, leader_epoch=partition.leader_epoch
-        )
+        writer = RingWriter.create(shared, identity, capacity, leader_epoch=partition.leader_epoch)
         writer.beat(self._context.clock.monotonic_ns())
         partition.attach_ring(writer, RingReader(shared, identity), shared)
+        self._ring_count += 1
 
     def _release_ring(self, partition: Partition) -> None:
         memory = partition.memory
         partition.detach_ring()
         if memory is not None:
+            self._ring_count -= 1
             self._rings.remove(memory)
 
     def beat(self) -> None:
@@ -268,7 +275,7 @@ class Catalog:
 
     def has_rings(self) -> bool:
         """Is there any ring to stamp?"""
-        return any(p.ring is not None for p in self._context.partitions.values())
+        return self._ring_count > 0
 
     # -- ends -----------------------------------------------------------------------------------------
 

@@ -15,7 +15,14 @@ from typing import Any
 
 import msgspec
 
-from node.core.cluster.image import ClusterRecord, Image, Record, apply, decode_record, encode_record
+from node.core.cluster.image import (
+    ClusterRecord,
+    Image,
+    Record,
+    apply,
+    decode_record,
+    encode_record,
+)
 from shmlog.clock import Clock
 from shmlog.errors import CorruptLog, DiskFull, InvalidConfig, ShmlogError
 from shmlog.log.log import Log
@@ -50,7 +57,10 @@ class Metadata:
         clean: bool,
     ) -> None:
         config = TopicConfig(
-            durability="disk", segment_bytes=16 * MIB, max_message_bytes=BATCH_SIZE_MAX, ring_bytes=0
+            durability="disk",
+            segment_bytes=16 * MIB,
+            max_message_bytes=BATCH_SIZE_MAX,
+            ring_bytes=0,
         )
         self._clock = clock
         self.log = Log.open(
@@ -75,7 +85,9 @@ class Metadata:
             for position, header in batches.iterate(data):
                 batch = batches.RecordBatch(data[position:], header)
                 try:
-                    records = [decode_record(value) for value in batch.values() if value is not None]
+                    records = [
+                        decode_record(value) for value in batch.values() if value is not None
+                    ]
                 except msgspec.MsgspecError as error:
                     raise CorruptLog(
                         f"metadata log: the record set at offset {header.base_offset} cannot be "

@@ -35,7 +35,9 @@ from shmlog.errors import (
     UnsupportedCompression,
 )
 from shmlog.ids import TopicPartition
+from shmlog.log.jobs import Job
 from shmlog.log.log import Log
+from shmlog.log.producers import Undo
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
 from shmlog.records.compression import available
@@ -93,7 +95,7 @@ class Partition:
         self._clock = clock
         self._last_append_time_ns = log.last_append_time_ns
         self._pending: list[tuple[batches.BatchHeader, memoryview]] = []
-        self._undo: list[object] = []
+        self._undo: list[Undo | None] = []
         self._flush_error: DiskFull | None = None  # of a flush in between, for the turn's own flush
         # (end offset, ring position) of what is published in the ring above the high watermark.
         self._unsettled: deque[tuple[int, int]] = deque()
@@ -322,9 +324,9 @@ class Partition:
         self.ring = self._reader = self.memory = None
         self._unsettled.clear()
 
-    def trim(self, offset: int) -> list[object]:
+    def trim(self, offset: int) -> list[Job]:
         """Raise the log start (delete-records). Returns the file jobs to run."""
-        jobs = list(self.log.set_log_start(offset))
+        jobs = self.log.set_log_start(offset)
         if self.ring is not None and self._reader is not None:
             position = self.ring.tail
             if offset < self.next_offset:

@@ -73,5 +73,7 @@ class Rings:
             )
 
     def close(self) -> None:
-        """All rings are removed: forget the names."""
+        """Remove what is left (a ring whose making ended after the loop did), and forget the names."""
+        for name in self._names.names():
+            posix.unlink(name)
         self._names.clear()

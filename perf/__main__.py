@@ -24,10 +24,20 @@ from shmlog import process
 _SLICE = 10_000
 
 
-def _produce_once(api: str, count: int, size: int, options: dict[str, Any], **topic: Any) -> dict[str, Any]:
+def _produce_once(
+    api: str, count: int, size: int, options: dict[str, Any], **topic: Any
+) -> dict[str, Any]:
     with cluster(**topic) as made:
         create_topic(made, "t")
-        child = Child("produce", where=str(made.dir), topic="t", count=count, size=size, api=api, options=options)
+        child = Child(
+            "produce",
+            where=str(made.dir),
+            topic="t",
+            count=count,
+            size=size,
+            api=api,
+            options=options,
+        )
         child.line()
         broker_before = cpu(made.pid)
         child.go()
@@ -63,12 +73,22 @@ def produce(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for run in range(arguments.runs):
             count_now = max(_SLICE, int(count * arguments.scale) // _SLICE * _SLICE)
             row = _produce_once(api, count_now, arguments.size, options, **topic)
-            rows.append({"api": api, "durability": topic.get("durability", "os"), "run": run, **row})
+            rows.append(
+                {"api": api, "durability": topic.get("durability", "os"), "run": run, **row}
+            )
     return rows
 
 
 def _fill(made: Cluster, count: int, size: int) -> None:
-    child = Child("produce", where=str(made.dir), topic="t", count=count, size=size, api="send_many", options={})
+    child = Child(
+        "produce",
+        where=str(made.dir),
+        topic="t",
+        count=count,
+        size=size,
+        api="send_many",
+        options={},
+    )
     child.line()
     child.go()
     child.line()
@@ -84,9 +104,20 @@ def consume(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         harness.make_ring(made, "t")
         _fill(made, count, arguments.size)
         for run in range(arguments.runs):
-            for ring, view in ((True, "bytes"), (True, "batches"), (True, "records"), (False, "bytes")):
+            for ring, view in (
+                (True, "bytes"),
+                (True, "batches"),
+                (True, "records"),
+                (False, "bytes"),
+            ):
                 child = Child(
-                    "consume", where=str(made.dir), topic="t", count=count, ring=ring, view=view, follow=False
+                    "consume",
+                    where=str(made.dir),
+                    topic="t",
+                    count=count,
+                    ring=ring,
+                    view=view,
+                    follow=False,
                 )
                 child.line()
                 broker_before = cpu(made.pid)
@@ -101,10 +132,14 @@ def consume(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                         "records/s": result["records"] / result["seconds"],
                         "MB/s": result["records"] * arguments.size / result["seconds"] / 1e6,
                         "cpu s/M reader": result["cpu_seconds"] / (result["records"] / 1e6),
-                        "cpu s/M broker": (cpu(made.pid) - broker_before) / (result["records"] / 1e6),
+                        "cpu s/M broker": (cpu(made.pid) - broker_before)
+                        / (result["records"] / 1e6),
                     }
                 )
-    rows[-1] |= {"longest turn us": made.turns()["longest_us"], "cause": made.turns()["longest_cause"]}
+    rows[-1] |= {
+        "longest turn us": made.turns()["longest_us"],
+        "cause": made.turns()["longest_cause"],
+    }
     return rows
 
 
@@ -116,10 +151,18 @@ def latency(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for ring, durability in ((True, "os"), (False, "os"), (True, "disk")):
             with cluster(durability=durability) as made:
                 create_topic(made, "t")
-                reader = Child("receive", where=str(made.dir), topic="t", count=count, ring=ring, skip=1000)
+                reader = Child(
+                    "receive", where=str(made.dir), topic="t", count=count, ring=ring, skip=1000
+                )
                 reader.line()
                 load = Child(
-                    "generate", where=str(made.dir), topic="t", rate=arguments.rate, count=count, size=100, options={}
+                    "generate",
+                    where=str(made.dir),
+                    topic="t",
+                    rate=arguments.rate,
+                    count=count,
+                    size=100,
+                    options={},
                 )
                 load.line()
                 steal, total = harness.cpu_steal()
@@ -190,14 +233,23 @@ def _help_ms() -> float:
     took = []
     for _ in range(5):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", harness.SHMLOG, "--help"], check=True, capture_output=True, cwd=harness.ROOT)
+        subprocess.run(
+            [sys.executable, "-c", harness.SHMLOG, "--help"],
+            check=True,
+            capture_output=True,
+            cwd=harness.ROOT,
+        )
         took.append((time.perf_counter() - began) * 1000)
     return min(took)
 
 
 def main() -> None:
     """Ask one question."""
-    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m perf",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("question", choices=["produce", "consume", "latency", "startup"])
     parser.add_argument("--out", help="write the JSON report here")
     parser.add_argument("--runs", type=int, default=3)
@@ -207,7 +259,9 @@ def main() -> None:
     arguments = parser.parse_args()
     before = yardsticks.measure(tempfile.gettempdir())
     questions = {"produce": produce, "consume": consume, "latency": latency, "startup": startup}
-    harness.report(arguments.question, questions[arguments.question](arguments), arguments.out, before)
+    harness.report(
+        arguments.question, questions[arguments.question](arguments), arguments.out, before
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def _values(count: int, size: int) -> list[bytes]:
     return [i.to_bytes(8, "little") + noise[i % 64 * 7 :][: size - 8] for i in range(count)]
 
 
-def produce(where: str, topic: str, count: int, size: int, api: str, options: dict[str, Any]) -> None:
+def produce(
+    where: str, topic: str, count: int, size: int, api: str, options: dict[str, Any]
+) -> None:
     """As many records as possible: by `send_many` in slices of 10,000, one by one, or as arrays."""
     slice_count = 10_000
     values = _values(slice_count, size)
@@ -85,7 +87,9 @@ def consume(where: str, topic: str, count: int, ring: bool, view: str, follow: b
                 if seen >= count:
                     break
         ended = time.monotonic_ns()
-    _say(seconds=(ended - began) / 1e9, records=seen, cpu_seconds=process.cpu_seconds() - cpu_before)
+    _say(
+        seconds=(ended - began) / 1e9, records=seen, cpu_seconds=process.cpu_seconds() - cpu_before
+    )
 
 
 def verify(where: str, topic: str, count: int, slice_count: int) -> None:
@@ -102,7 +106,9 @@ def verify(where: str, topic: str, count: int, slice_count: int) -> None:
     _say(ok=seen == count, records=seen)
 
 
-def generate(where: str, topic: str, rate: int, count: int, size: int, options: dict[str, Any]) -> None:
+def generate(
+    where: str, topic: str, rate: int, count: int, size: int, options: dict[str, Any]
+) -> None:
     """Open loop: record i is due at t0 + i / rate; what is due is sent, late or not."""
     process.set_timer_slack(1)
     lateness = np.zeros(count, np.int64)

@@ -162,7 +162,11 @@ def facts() -> dict[str, Any]:
             model = line.partition(":")[2].strip()
             break
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     ).stdout.strip()
     return {
         "commit": commit,
@@ -185,7 +189,9 @@ def cpu_steal() -> tuple[int, int]:
     return fields[7], sum(fields[:8])
 
 
-def report(question: str, rows: list[dict[str, Any]], out: str | None, before: dict[str, Any]) -> None:
+def report(
+    question: str, rows: list[dict[str, Any]], out: str | None, before: dict[str, Any]
+) -> None:
     """One table on standard output, one JSON file if asked for."""
     after = yardsticks.measure(tempfile.gettempdir())
     columns: list[str] = list(dict.fromkeys(key for row in rows for key in row))

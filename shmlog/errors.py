@@ -282,7 +282,9 @@ TABLE: dict[Code, Entry] = {
     Code.LEADER_NOT_AVAILABLE: Entry(LeaderUnavailable, 5, "wait for a leader"),
     Code.NOT_LEADER_OR_FOLLOWER: Entry(NotLeader, 5, "ask the leader named in the answer"),
     Code.REQUEST_TIMED_OUT: Entry(RequestTimedOut, 4, "send the same request again"),
-    Code.MESSAGE_TOO_LARGE: Entry(RecordTooLarge, 1, "send less at once, or raise max.message.bytes"),
+    Code.MESSAGE_TOO_LARGE: Entry(
+        RecordTooLarge, 1, "send less at once, or raise max.message.bytes"
+    ),
     Code.INVALID_TOPIC_EXCEPTION: Entry(InvalidRequest, 1, "use 1 to 249 of A-Z a-z 0-9 . _ -"),
     Code.INVALID_REQUIRED_ACKS: Entry(InvalidRequest, 2, 'use "all", "1" or "0"'),
     Code.TOPIC_AUTHORIZATION_FAILED: Entry(NotAllowed, 1, "internal topics are the brokers' own"),
@@ -310,7 +312,9 @@ TABLE: dict[Code, Entry] = {
     Code.DISK_FULL: Entry(DiskFull, 5, "make room on the broker's disk"),
     Code.LOG_CORRUPT: Entry(CorruptLog, 7, "run shmlog fsck; seek past the range to go on"),
     Code.BUFFER_FULL: Entry(BufferFull, 5, "the broker does not keep up, or is gone"),
-    Code.DELIVERY_TIMEOUT: Entry(RequestTimedOut, 4, "the text says whether it may have been written"),
+    Code.DELIVERY_TIMEOUT: Entry(
+        RequestTimedOut, 4, "the text says whether it may have been written"
+    ),
     Code.NO_CLUSTER: Entry(ClusterNotFound, 5, "start one: shmlog dev, or shmlog up --dir DIR"),
     Code.CLOSED: Entry(ClientClosed, 1, "make a new client"),
     Code.SERIALIZATION: Entry(SerializationError, 1, "check the serde against the data"),

@@ -67,7 +67,8 @@ def format_duration_ns(ns: int) -> str:
     """A duration for people: "7d", "1.5s", "250us"."""
     for unit in ("d", "h", "m", "s", "ms", "us"):
         if abs(ns) >= _DURATION_NS[unit]:
-            return f"{ns / _DURATION_NS[unit]:.3g}{unit}"
+            value = ns / _DURATION_NS[unit]
+            return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
     return f"{ns}ns"
 
 
@@ -212,13 +213,6 @@ TOPIC_SETTINGS: dict[str, Setting] = {
             meaning="largest batch body once decompressed; at least max.message.bytes",
         ),
         Setting(
-            kafka="message.timestamp.type",
-            parse=name,
-            default="CreateTime",
-            choices=("CreateTime", "LogAppendTime"),
-            meaning="whose time a record carries: the producer's or the broker's",
-        ),
-        Setting(
             kafka="message.timestamp.after.max.ms",
             parse=duration_ms,
             default=3_600_000,
@@ -277,7 +271,7 @@ NOT_BUILT = frozenset(
     for k in (
         "min.insync.replicas cleanup.policy retention.ms retention.bytes segment.ms partitioner "
         "min.cleanable.dirty.ratio min.compaction.lag.ms max.compaction.lag.ms delete.retention.ms "
-        "unclean.leader.election ring.mode replication.factor compression.type "
+        "message.timestamp.type unclean.leader.election ring.mode replication.factor compression.type "
         "retention.check.ms replica.lag.time.max.ms recovery.wait.ms disk.budget.bytes "
         "disk.reserve.bytes max.clients broker.heartbeat.ms broker.hang.timeout.ms fence.kill "
         "lane.bytes"
@@ -312,7 +306,6 @@ class TopicConfig:
     index_interval_bytes: int = TOPIC_SETTINGS["index_interval_bytes"].default
     max_message_bytes: int = TOPIC_SETTINGS["max_message_bytes"].default
     max_uncompressed_bytes: int = TOPIC_SETTINGS["max_uncompressed_bytes"].default
-    message_timestamp_type: str = TOPIC_SETTINGS["message_timestamp_type"].default
     message_timestamp_after_max: int = TOPIC_SETTINGS["message_timestamp_after_max"].default
     ring_bytes: int = TOPIC_SETTINGS["ring_bytes"].default
 

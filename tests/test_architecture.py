@@ -14,7 +14,12 @@ PRODUCT = sorted((ROOT / "shmlog").rglob("*.py")) + sorted((ROOT / "node").rglob
 
 # Module -> the files that may import it.
 OWNERS = {
-    "zmq": {"shmlog/client/transport.py", "shmlog/control.py", "node/io/wire.py", "node/supervisor.py"},
+    "zmq": {
+        "shmlog/client/transport.py",
+        "shmlog/control.py",
+        "node/io/wire.py",
+        "node/supervisor.py",
+    },
     "posix_ipc": {"shmlog/ring/posix.py"},
     "mmap": {"shmlog/ring/posix.py"},
     "psutil": {"shmlog/process.py"},
@@ -64,7 +69,9 @@ def test_importing_the_package_loads_neither_numpy_nor_zmq() -> None:
         "bad = {'numpy', 'zmq', 'msgspec', 'asyncio', 'posix_ipc'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(bad)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

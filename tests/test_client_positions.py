@@ -31,7 +31,9 @@ def test_every_form_has_its_meaning(text: object, position: Position) -> None:
     assert parse(text) == position
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1.5", "@", "@yesterday", "--3", -1, True, None, "1:2"])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "1.5", "@", "@yesterday", "--3", -1, True, None, "1:2"]
+)
 def test_anything_else_is_refused_with_the_grammar(text: object) -> None:
     with pytest.raises(InvalidConfig):
         parse(text)

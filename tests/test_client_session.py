@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -113,7 +114,7 @@ def test_a_call_is_repeated_with_growing_pauses_and_goes_to_another_broker() -> 
     h.session.call(Hello(op="hello", id=0), h.done, h.now, h.now + 60 * NS_PER_S)
     pauses, endpoints = [], []
     for _ in range(9):
-        ((endpoint, message),) = h.sent()
+        ((endpoint, _),) = h.sent()
         endpoints.append(endpoint)
         h.session.lost(endpoint, h.now)
         due = h.session.next_deadline_ns()
@@ -121,7 +122,7 @@ def test_a_call_is_repeated_with_growing_pauses_and_goes_to_another_broker() -> 
         pauses.append((due - h.now) / NS_PER_MS)
         h.pass_time(due - h.now)
     assert set(endpoints) == {A, B}
-    assert all(a != b for a, b in zip(endpoints, endpoints[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(endpoints))
     for number, pause in enumerate(pauses):
         plain = min(5 * 2**number, 1000)
         assert 0.8 * plain <= pause <= 1.2 * plain
@@ -177,7 +178,9 @@ def test_an_answer_that_cannot_be_read_is_dropped(junk: list[bytes]) -> None:
 
 
 def metadata(number: object, offset: int, epoch: int, leader: int) -> MetadataAnswer:
-    partitions = [PartitionInfo(partition=0, leader=leader, leader_epoch=epoch, replicas=[], isr=[])]
+    partitions = [
+        PartitionInfo(partition=0, leader=leader, leader_epoch=epoch, replicas=[], isr=[])
+    ]
     return MetadataAnswer(
         id=number,
         cluster="c",

@@ -15,7 +15,7 @@ import heapq
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
-W = TypeVar("W", bound=Hashable)
+W = TypeVar("W")
 K = TypeVar("K", bound=Hashable)
 
 

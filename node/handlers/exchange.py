@@ -121,7 +121,6 @@ class Context:
     admitted_bytes: int = 0
     producer_ids: list[int] = field(default_factory=list)  # [next, end) of this broker's block
     simple_records: int = 0  # built or opened in this turn
-    cold_reads: int = 0  # in this turn
     spread: int = 0  # where the next simple batch without key and partition goes
 
     # Bound where handlers are put together: run a request (again), and make a missing topic first.

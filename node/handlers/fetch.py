@@ -31,7 +31,9 @@ class FetchWait:
 
     __slots__ = ("_context", "_deadline_ns", "_exchange", "_request")
 
-    def __init__(self, context: Context, exchange: Exchange, request: FetchFast | FetchSimple) -> None:
+    def __init__(
+        self, context: Context, exchange: Exchange, request: FetchFast | FetchSimple
+    ) -> None:
         self._context = context
         self._exchange = exchange
         self._request = request

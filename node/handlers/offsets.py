@@ -52,7 +52,6 @@ def _find(context: Context, question: OffsetQuestion) -> OffsetAnswer:
     elif question.timestamp == EARLIEST:
         offset = partition.log_start
     elif question.timestamp >= 0:
-        context.cold_reads += 1
         found = partition.log.offset_for_time(question.timestamp, partition.high_watermark)
         offset, timestamp_ns = found if found is not None else (-1, -1)
     else:
@@ -159,6 +158,4 @@ def _answer_producer(context: Context, exchange: Exchange) -> None:
     next_id, end = context.producer_ids
     context.producer_ids = [next_id + 1, end] if next_id + 1 < end else []
     assert exchange.id is not None
-    exchange.answer(
-        InitProducerAnswer(id=exchange.id, producer_id=Big(next_id), producer_epoch=0)
-    )
+    exchange.answer(InitProducerAnswer(id=exchange.id, producer_id=Big(next_id), producer_epoch=0))

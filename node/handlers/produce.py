@@ -93,9 +93,11 @@ class ProduceWait:
     def taken_back(self, partition: Partition, error: DiskFull) -> None:
         """The write failed for lack of space: what lay above the log's end is not in the log."""
         for entry in self._entries:
-            if entry.partition is partition and entry.appended is not None:
-                if entry.appended.end_offset > partition.next_offset:
-                    entry.error = error
+            appended = entry.appended
+            if entry.partition is not partition or appended is None:
+                continue
+            if appended.end_offset > partition.next_offset:
+                entry.error = error
         self.resume()
 
     def expire(self) -> None:

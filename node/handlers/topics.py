@@ -136,7 +136,9 @@ def _topic_info(context: Context, name: str) -> TopicInfo:
 class _ReadyWait:
     """A new topic whose partitions are being opened."""
 
-    def __init__(self, context: Context, topic: Topic, deadline_ns: int, done: Callable[[bool], None]) -> None:
+    def __init__(
+        self, context: Context, topic: Topic, deadline_ns: int, done: Callable[[bool], None]
+    ) -> None:
         self._context = context
         self._topic = topic
         self._deadline_ns = deadline_ns
@@ -164,7 +166,9 @@ class _ReadyWait:
         self._done(False)
 
 
-def _create_plan(context: Context, request: CreateTopic, topic_id: bytes) -> Callable[[Image], list[Record]]:
+def _create_plan(
+    context: Context, request: CreateTopic, topic_id: bytes
+) -> Callable[[Image], list[Record]]:
     return lambda image: controller.create_topic(
         image,
         name=request.topic,
@@ -245,9 +249,7 @@ def create_default_topic(
     _create(context, exchange, unless_there, topic_id, lambda _: then())
 
 
-def _change(
-    context: Context, exchange: Exchange, plan: Callable[[Image], list[Record]]
-) -> None:
+def _change(context: Context, exchange: Exchange, plan: Callable[[Image], list[Record]]) -> None:
     def done(offset: int, error: ShmlogError | None) -> None:
         if error is not None:
             exchange.fail(error)

@@ -104,10 +104,10 @@ class ZmqWire:
         return any(source is self._socket for source, _ in self._poller.poll(timeout_ms))
 
     def receive(self) -> Received | None:
-        try:
-            client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        # Asking first is a tenth of the cost of the exception that an empty socket raises.
+        if not self._socket.poll(0, zmq.POLLIN):
             return None
+        client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:
             return Received(client, [])
         return Received(client, frames)

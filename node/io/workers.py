@@ -74,7 +74,9 @@ class ThreadWorkers:
         }
         lanes = [Lane.SYNC] * sync_threads + [Lane.FILES]
         self._threads = [
-            threading.Thread(target=self._work, args=(lane,), name=f"shmlog-{lane.value}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(lane,), name=f"shmlog-{lane.value}", daemon=True
+            )
             for lane in lanes
         ]
         for thread in self._threads:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -82,13 +83,17 @@ def _play(
         admin.create_topic(TOPIC, PARTITIONS)
     line.tell(f"topic {TOPIC}: {PARTITIONS} partitions, keyed by airport; sending ...")
     delays = checks.Delays()
+    stop = Event()
     with ThreadPoolExecutor(2) as pool:
-        follower = pool.submit(_follow, cluster, delays, len(flights))
-        with Producer(where=cluster.dir) as producer:
-            acked, killing = _send(cluster, producer, flights, pool, line, delays)
-            producer.flush()
-        kill = killing.result()
-        follower.result()
+        follower = pool.submit(_follow, cluster, delays, len(flights), stop)
+        try:
+            with Producer(where=cluster.dir) as producer:
+                acked, killing = _send(cluster, producer, flights, pool, line, delays)
+                producer.flush()
+            kill = killing.result()
+            follower.result()
+        finally:
+            stop.set()  # nobody waits for a consumer whose records will never come
     line.tell(f"sent {len(flights):,} records, failed 0, read {delays.flights.total():,}")
     middle_ns = _midnight(flights[len(flights) // 2].time_ns)
     replayed = _read(cluster, "@" + format_iso(middle_ns))
@@ -139,7 +144,7 @@ def _kill(cluster: LocalCluster, line: _Line) -> Kill:
     return kill
 
 
-def _follow(cluster: LocalCluster, delays: Delays, count: int) -> None:
+def _follow(cluster: LocalCluster, delays: Delays, count: int, stop: Event) -> None:
     """Sum up delays until so many records have come. Raises RequestTimedOut if they do not."""
     from shmlog.client.consumer import Consumer
 
@@ -148,7 +153,7 @@ def _follow(cluster: LocalCluster, delays: Delays, count: int) -> None:
         for batch in consumer.batches(timeout=0.2):
             delays.add(batch.values)
             seen = delays.flights.total()
-            if seen >= count:
+            if seen >= count or stop.is_set():
                 return
             if _now() > deadline_ns:
                 raise RequestTimedOut(f"{seen:,} of {count:,} records after {READ_DEADLINE_S:g} s")

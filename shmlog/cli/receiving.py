@@ -99,7 +99,7 @@ def receive(
         ) as consumer,
         _Ends(where, printer.wants_ends) as ends,
     ):
-        limits = _limits(consumer) if to_end and stop is not None else None
+        limits = _limits(consumer, stop) if to_end and stop is not None else None
         if limits is not None and _reached(consumer, limits):
             return
         for batch in consumer.batches():
@@ -115,11 +115,14 @@ def receive(
                 return
 
 
-# A stop that is an exact offset may lie beyond the end; with -e the end as of now counts too.
+def _limits(consumer: Consumer, stop: Position) -> dict[TopicPartition, int] | None:
+    """Where each partition ends if the end as of now counts too; None: `stop` is never later."""
+    from shmlog.client.positions import Kind
 
-
-def _limits(consumer: Consumer) -> dict[TopicPartition, int]:
-    return {tp: consumer.position(tp) + behind for tp, behind in consumer.lag().items()}
+    if stop.kind is not Kind.OFFSET:
+        return None  # all others lie within what is there
+    behind = consumer.lag()
+    return {tp: min(stop.value, consumer.position(tp) + n) for tp, n in behind.items()}
 
 
 def _reached(consumer: Consumer, limits: dict[TopicPartition, int]) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shmlog.client.producer import Producer
 
 SLICES_PER_S = 20  # how even a rate is
+BATCH_SLACK_BYTES = 512  # a batch's own header and positions, with room
 Headers = Sequence[tuple[str, Octets]]
 
 
@@ -61,12 +62,23 @@ class Account:
 class Sender:
     """Sends rows to one topic. One thread."""
 
-    def __init__(self, producer: Producer, topic: str, fixed: Fixed, rate: float | None) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        topic: str,
+        fixed: Fixed,
+        *,
+        rate: float | None,
+        record_bytes_max: int,
+    ) -> None:
+        """`rate`: records a second. Records near `record_bytes_max` are sent one by one, so that
+        the account is right about which one was refused."""
         self.account = Account()
         self._producer = producer
         self._topic = topic
         self._fixed = fixed
         self._rate = rate
+        self._bulk_bytes_max = record_bytes_max - BATCH_SLACK_BYTES
         self._open: deque[Delivery | Deliveries] = deque()
         self._started_ns = clock.SYSTEM_CLOCK.monotonic_ns()
 
@@ -74,9 +86,7 @@ class Sender:
         """Queue rows, at the rate asked for. False: something failed before, stop."""
         for piece in self._slices(rows):
             self._wait_until_due()
-            self.account.size += _size(piece)
             self._queue(piece)
-            self.account.queued += len(piece)
             if not self._take_back():
                 return False
         return True
@@ -108,7 +118,8 @@ class Sender:
                 clock.sleep(wait_ns / clock.NS_PER_S)
 
     def _queue(self, rows: Rows) -> None:
-        if self._fixed.headers or (rows.headers is not None and any(rows.headers)):
+        headers = self._fixed.headers or (rows.headers is not None and any(rows.headers))
+        if headers or _largest(rows, self._fixed.key) > self._bulk_bytes_max:
             self._queue_each(rows)
         elif rows.partitions is None:
             self._queue_many(rows, self._fixed.partition)
@@ -128,6 +139,11 @@ class Sender:
             timestamps=_times(rows),
         )
         self._open.append(promise)
+        self._count(rows.values, keys)
+
+    def _count(self, values: Sequence[Octets], keys: Sequence[Octets] | None) -> None:
+        self.account.queued += len(values)
+        self.account.size += _size(values) + _size(keys or ())
 
     def _queue_each(self, rows: Rows) -> None:
         for index, value in enumerate(rows.values):
@@ -142,6 +158,7 @@ class Sender:
                 headers=[*headers, *self._fixed.headers],
             )
             self._open.append(promise)
+            self._count([value], [key])
 
     def _take_back(self) -> bool:
         while self._open and self._open[0].done():
@@ -155,7 +172,7 @@ class Sender:
         found = promise.result()
         if isinstance(found, list):
             for part in found:
-                self._note(part.partition, part.base_offset, part.count)
+                self._note(part.partition, part.base_offset, part.record_count)
         else:
             self._note(found.partition, found.offset, 1)
         return True
@@ -166,9 +183,14 @@ class Sender:
             self.account.ranges[partition] = (min(first, offset), max(last, offset + count - 1))
 
 
-def _size(rows: Rows) -> int:
-    data = [rows.values] if rows.keys is None else [rows.values, rows.keys]
-    return sum(len(item) for column in data for item in column if item is not None)
+def _size(column: Sequence[Octets]) -> int:
+    return sum(len(item) for item in column if item is not None)
+
+
+def _largest(rows: Rows, key: bytes | None) -> int:
+    """An upper bound of the bytes of any of the records."""
+    columns = (rows.values, rows.keys or (key,))
+    return sum(max((len(d) for d in column if d is not None), default=0) for column in columns)
 
 
 def _times(rows: Rows) -> list[int] | None:

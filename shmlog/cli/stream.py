@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shmlog.cli.sending import Account, Sender
 
 CHUNK_BYTES = 1 << 18
+RECORD_BYTES_MAX = 1 << 20  # of a topic that is made by its first record
 PARTLY_DONE = 6
 
 FORMAT = click.option(
@@ -65,11 +66,12 @@ def produce(
         partition=partition,
         headers=[(name, value.encode()) for name, value in pairs(headers, "-H").items()],
     )
-    missing = _is_missing(settings, topic)
+    record_bytes_max = _record_bytes_max(settings, topic)
     with Producer(where=settings.where, acks=acks, compression=compression) as producer:
-        sender = Sender(producer, topic, fixed, rate)
+        limit = record_bytes_max or RECORD_BYTES_MAX
+        sender = Sender(producer, topic, fixed, rate=rate, record_bytes_max=limit)
         account, trouble = _send_all(sender, files or ("-",), text, settings)
-    if missing and account.queued > account.failed:
+    if record_bytes_max is None and account.queued > account.failed:
         _say_created(settings, topic)
     if account.queued or trouble is None:
         say(account.text(topic), quiet=settings.quiet)
@@ -82,11 +84,13 @@ def _format_of(text: str | None, settings: Settings) -> str:
     return "json" if settings.output in ("json", "jsonl") else "value"
 
 
-def _is_missing(settings: Settings, topic: str) -> bool:
+def _record_bytes_max(settings: Settings, topic: str) -> int | None:
+    """The topic's largest batch; None if there is no such topic (yet)."""
     from shmlog.client.admin import Admin
 
     with Admin(settings.where) as admin:
-        return bool(admin.metadata([topic]).topics[0].error)
+        [info] = admin.metadata([topic]).topics
+    return None if info.error else info.max_message_bytes
 
 
 def _say_created(settings: Settings, topic: str) -> None:
@@ -131,7 +135,7 @@ class _Progress:
             self._bar.update(size)
 
 
-def _chunks(source: BinaryIO, bar: _Progress) -> Iterator[bytes]:
+def _chunks(source: IO[bytes], bar: _Progress) -> Iterator[bytes]:
     # One read each: what a pipe holds now, not what it will hold when the chunk is full.
     read = getattr(source, "read1", source.read)
     while chunk := read(CHUNK_BYTES):

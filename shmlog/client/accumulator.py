@@ -231,7 +231,7 @@ class Accumulator:
             if batch.keys is None:
                 batch.keys = [None] * index
             batch.keys.append(key)
-        if headers or batch.headers is not None:
+        if headers is not None or batch.headers is not None:
             if batch.headers is None:
                 batch.headers = [()] * index
             batch.headers.append(headers or ())

@@ -146,11 +146,12 @@ class Engine:
     def abandon(self) -> None:
         """The client was copied by fork: refuse everything; the parent owns sockets and locks."""
         self._closing = forks.FORKED
+        forks.leave(self._transport)
         self._transport = None
         self.lock = threading.RLock()
 
     def close(self) -> None:
-        """The error for a topic that does not exist, with the nearest name."""
+        """Close the sockets; a call waiting in another thread raises ClientClosed. Idempotent."""
         if self._closing is None:
             self._closing = "this client is closed; make a new one"
         transport = self._transport

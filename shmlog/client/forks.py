@@ -21,12 +21,18 @@ class Abandonable(Protocol):
         ...
 
 
+_left_behind: list[object] = []
 _clients: weakref.WeakSet[Abandonable] = weakref.WeakSet()
 
 
 def guard(client: Abandonable) -> None:
     """Have `client.abandon()` called in forked children."""
     _clients.add(client)
+
+
+def leave(parents: object) -> None:
+    """Keep what belongs to the parent from being finalized in the child."""
+    _left_behind.append(parents)
 
 
 def _in_child() -> None:

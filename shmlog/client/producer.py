@@ -9,6 +9,7 @@ its batch is closed.
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -100,6 +101,8 @@ class Producer:
             idempotent=idempotent and acks != "0",
             at_most_once=acks == "0",
         )
+        # A record may open a batch.
+        self._room = self._accumulator.buffer_bytes - BATCH_OVERHEAD
         discover = discoverer(where)
         discover()  # nobody there: say so at once
         self._io = IoThread(
@@ -147,14 +150,16 @@ class Producer:
         if headers:
             headers = _checked_headers(headers)
             size += builder.record_size(None, None, headers) - RECORD_OVERHEAD
+        else:
+            headers = None
         if timestamp is None:
             timestamp = self._now()
         state = self._topics.get(topic) or self._learn(topic)
         if size + BATCH_OVERHEAD > state.max_message_bytes:
             _check_size(state, value, key, timestamp, headers)
-        accumulator = self._accumulator
+        accumulator, io = self._accumulator, self._io
         with self._lock:
-            if accumulator.buffered + size > accumulator.buffer_bytes or self._refusal is not None:
+            if accumulator.buffered + size > self._room:
                 self._wait_for_room(size)
             queue = state.sticky
             if key is not None or partition is not None:
@@ -162,9 +167,10 @@ class Producer:
             elif queue is None or queue.open is None:
                 queue = state.sticky = accumulator.pick(state.queues)
             delivery = accumulator.append(queue, value, key, timestamp, headers, size)
-            wake, self._io.asleep = self._io.asleep, False
-        if wake:
-            self._io.wake()
+            if not io.asleep:
+                return delivery
+            io.asleep = False
+        io.wake()
         return delivery
 
     def produce(
@@ -282,7 +288,7 @@ class Producer:
         if self._refusal is not None:
             return
         timeout_ns = optional_ns(timeout, "timeout")
-        self._refusal = ClientClosed("this producer is closed; make a new one")
+        self._refuse(ClientClosed("this producer is closed; make a new one"))
         try:
             self._settle(timeout_ns)
         except RequestTimedOut:
@@ -294,8 +300,8 @@ class Producer:
 
     def abandon(self) -> None:
         """The producer was copied by fork: refuse everything."""
-        self._refusal = ClientClosed(forks.FORKED)
-        self._lock = type(self._lock)()
+        self._refuse(ClientClosed(forks.FORKED))
+        self._lock = threading.Lock()
         self._topics = {}
 
     def __enter__(self) -> Producer:
@@ -324,6 +330,11 @@ class Producer:
         self._io.stop()
 
     # --- inside
+
+    def _refuse(self, why: ClientClosed) -> None:
+        """Every call fails from now on; no room is the check that `send` makes anyway."""
+        self._refusal = why
+        self._room = -1
 
     def _encoded(self, serde: Serde | None, item: Any) -> Any:
         if item is None:
@@ -391,8 +402,9 @@ class Producer:
             raise self._refusal
         if not fits:
             raise BufferFull(
-                f"{accumulator.buffered} of {accumulator.buffer_bytes} bytes wait for acks, and did  "
-                f"for {self._max_block_ns / NS_PER_S:g} s; the record was not queued",
+                f"no room within {self._max_block_ns / NS_PER_S:g} s (max_block): of "
+                f"{accumulator.buffer_bytes} bytes {accumulator.buffered} wait for acks; "
+                "the record was not queued",
                 buffered=accumulator.buffered,
                 limit=accumulator.buffer_bytes,
             )

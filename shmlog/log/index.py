@@ -8,13 +8,15 @@ it is rebuilt from the batches.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from shmlog.records.compression import crc32c
 
 _HEAD = struct.Struct("<IIII")
-_EXTENT = struct.Struct("<qqq")  # bytes of log, maximum timestamp, last append time
+_EXTENT = struct.Struct("<qqqq")  # bytes of log, its end offset, newest timestamp, last append time
 _MAGIC = 0x31494C53  # b"SLI1"
 _ENTRY = np.dtype([("offset", "<i8"), ("position", "<i8"), ("max_timestamp_ns", "<i8")])
 
@@ -39,11 +41,19 @@ class SparseIndex:
         """
         if position - self._last_position >= self._interval_bytes:
             if self._count == len(self._entries):
-                self._entries = np.concatenate([self._entries, np.zeros(self._count, _ENTRY)])
+                self._entries = np.concatenate(
+                    [self._entries, np.zeros(max(16, self._count), _ENTRY)]
+                )
             self._entries[self._count] = (offset, position, self.max_timestamp_ns)
             self._count += 1
             self._last_position = position
         self.max_timestamp_ns = max(self.max_timestamp_ns, timestamp_ns)
+
+    def entry_for_offset(self, offset: int) -> tuple[int, int]:
+        """(offset, position) of the last entry at or below `offset`; there is one where there is a batch."""
+        offsets = self._entries["offset"][: self._count]
+        entry = self._entries[max(int(np.searchsorted(offsets, offset, side="right")) - 1, 0)]
+        return int(entry["offset"]), int(entry["position"])
 
     def position_for_offset(self, offset: int) -> int:
         """Where to begin walking for `offset`: the last entry at or below it."""
@@ -64,27 +74,39 @@ class SparseIndex:
         last = self._count - 1
         self._last_position = int(positions[last]) if last >= 0 else -self._interval_bytes
 
-    def encode(self, log_size: int, last_append_time_ns: int) -> bytes:
-        """The file's bytes, for a segment of `log_size` bytes of batches."""
-        body = _EXTENT.pack(log_size, self.max_timestamp_ns, last_append_time_ns)
+    def entries(self) -> Iterator[tuple[int, int, int]]:
+        """(offset, position, newest timestamp before it) of each entry."""
+        yield from self._entries[: self._count].tolist()
+
+    def encode(self, size: int, end_offset: int, last_append_time_ns: int) -> bytes:
+        """The file's bytes, for a segment of `size` bytes of batches that ends at `end_offset`."""
+        body = _EXTENT.pack(size, end_offset, self.max_timestamp_ns, last_append_time_ns)
         body += self._entries[: self._count].tobytes()
         return _HEAD.pack(_MAGIC, self._count, self._interval_bytes, crc32c(body)) + body
 
     @classmethod
-    def decode(cls, data: bytes, interval_bytes: int) -> tuple[SparseIndex, int, int] | None:
-        """(index, bytes of log that it covers, last append time); None if the file is damaged."""
+    def decode(cls, data: bytes) -> IndexFile | None:
+        """What a file holds; None if it is damaged."""
         if len(data) < _HEAD.size + _EXTENT.size:
             return None
-        magic, count, interval, crc = _HEAD.unpack_from(data)
+        magic, count, interval_bytes, crc = _HEAD.unpack_from(data)
         body = data[_HEAD.size :]
-        if magic != _MAGIC or len(body) != _EXTENT.size + count * _ENTRY.itemsize or crc32c(body) != crc:
+        whole = len(body) == _EXTENT.size + count * _ENTRY.itemsize
+        if magic != _MAGIC or not whole or crc32c(body) != crc:
             return None
-        log_size, max_timestamp_ns, last_append_time_ns = _EXTENT.unpack_from(body)
-        index = cls(interval or interval_bytes)
+        size, end_offset, max_timestamp_ns, last_append_time_ns = _EXTENT.unpack_from(body)
+        index = cls(interval_bytes)
         index._entries = np.frombuffer(body, _ENTRY, count, _EXTENT.size).copy()
-        if count == 0:
-            index._entries = np.zeros(16, _ENTRY)
         index._count = count
-        index._last_position = int(index._entries["position"][count - 1]) if count else -interval
+        index._last_position = int(index._entries["position"][-1]) if count else -interval_bytes
         index.max_timestamp_ns = max_timestamp_ns
-        return index, log_size, last_append_time_ns
+        return IndexFile(index, size, end_offset, last_append_time_ns)
+
+
+class IndexFile(NamedTuple):
+    """An index and what it is the index of."""
+
+    sparse: SparseIndex
+    size: int  # bytes of batches
+    end_offset: int
+    last_append_time_ns: int

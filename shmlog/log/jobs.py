@@ -1,7 +1,8 @@
 """What a log asks workers to do: plain objects with `run()`, system calls only.
 
-A job holds what it needs; the loop never waits for one. What a job's end means for the log is told to it by the
-loop (`Log.finish_sync`, `Log.finish_allocation`).
+A job holds what it needs, its own descriptors too: the log may close or unlink a file while a worker still
+syncs it, and a number that the kernel has given to another file is never used. The loop waits for no job.
+What a job's end means for the log is told to it by the loop (`Log.finish_sync`, `Log.finish_allocation`).
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ class SyncJob:
     files: list[File]
     directory: str | None  # set: a segment was made since the last sync
     end_offset: int
-    segments: list[Segment]
     snapshot: Snapshot | None
 
     def run(self) -> None:
         """fdatasync each dirty file, then the directory."""
-        for file in self.files:
-            file.sync()
+        try:
+            for file in self.files:
+                file.sync()
+        finally:
+            for file in self.files:
+                file.close()
         if self.directory is not None:
             self.storage.sync_dir(self.directory)
 
@@ -54,7 +58,10 @@ class AllocationJob:
 
     def run(self) -> None:
         """fallocate."""
-        self.file.allocate(self.position, self.size)
+        try:
+            self.file.allocate(self.position, self.size)
+        finally:
+            self.file.close()
         self.done = True
 
 

@@ -10,7 +10,8 @@ the synced end; offsets are contiguous over all segments.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
@@ -19,7 +20,7 @@ from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
 from shmlog.log.jobs import AllocationJob, CallJob, Job, SyncJob
 from shmlog.log.producers import ProducerStates, Snapshot
 from shmlog.log.recovery import RecoveryReport
-from shmlog.log.segment import NOT_A_BATCH, Segment
+from shmlog.log.segment import NOT_A_BATCH, READ_BYTES_MIN, Segment
 from shmlog.log.storage import Buffer, Storage
 from shmlog.records.batch import RecordBatch
 from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
@@ -28,6 +29,7 @@ from shmlog.settings import MIB, TopicConfig
 ALLOCATION_MIN, ALLOCATION_MAX = 4 * MIB, 16 * MIB
 SNAPSHOT_INTERVAL_NS = 1_000_000_000
 SEALED_OPEN_MAX = 4
+SEARCH_BYTES = 64 << 10
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -77,51 +79,79 @@ class Log:
         Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError.
         """
         log = cls(storage, directory, topic_id, partition, config)
-        found = log._set_foreign_aside()
-        storage.make_dir(directory)
-        log._recover(found, same_boot=same_boot, clean=clean, now_ns=now_ns)
+        found, newest = log._set_foreign_aside()
+        if not storage.exists(directory):
+            storage.make_dir(directory)
+            storage.sync_dir(directory.rpartition("/")[0] or ".")
+        log._recover(found, newest, same_boot=same_boot, clean=clean, now_ns=now_ns)
         return log
 
-    def _set_foreign_aside(self) -> Checkpoint | None:
-        """The directory's checkpoint. One of another topic id means another topic's files: kept, renamed."""
+    def _set_foreign_aside(self) -> tuple[Checkpoint | None, bool]:
+        """The directory's checkpoint. One of another topic id means another topic's: kept, renamed."""
         path = f"{self.directory}/{paths.CHECKPOINT}"
         found = checkpoint.read(self._storage, path, Checkpoint)
-        if found is not None and found.topic_id != self.topic_id:
-            self._storage.rename(self.directory, f"{self.directory}.stray-{found.topic_id.hex()}")
-            return None
-        return found
+        newest = checkpoint.read_one(self._storage, path, Checkpoint) is not None
+        if found is None or found.topic_id == self.topic_id:
+            return found, newest
+        number = 0
+        while self._storage.exists(aside := paths.stray_dir(self.directory, number)):
+            number += 1
+        self._storage.rename(self.directory, aside)
+        self._storage.sync_dir(self.directory.rpartition("/")[0] or ".")
+        return None, False
 
     def _recover(
-        self, found: Checkpoint | None, *, same_boot: bool, clean: bool, now_ns: int
+        self,
+        found: Checkpoint | None,
+        newest: bool,
+        *,
+        same_boot: bool,
+        clean: bool,
+        now_ns: int,
     ) -> None:
         names = self._storage.list(self.directory)
         bases = sorted(b for b in map(paths.parse_segment_log, names) if b is not None)
         mark = max(found.recovery_point, found.high_watermark) if found else 0
+        log_start = found.log_start if found else 0
+        if bases and newest and bases[0] > log_start:
+            self._missing(log_start, bases[0])
+        if not bases and mark > 0:
+            self._missing(log_start, mark)
+        bases = self._remove_trimmed(bases, log_start)
         for place, base in enumerate(bases):
             next_base = bases[place + 1] if place + 1 < len(bases) else None
             if not self._recover_segment(base, next_base, mark, same_boot=same_boot, clean=clean):
                 self._drop_segments_behind(bases[place + 1 :])
                 break
         if not self._segments:
-            self._segments.append(self._make_segment(mark if found and not bases else 0))
-        first = self._segments[0].base_offset
-        if first > (found.log_start if found else 0) and found is None and first > 0:
-            self.log_start_offset = first
-        self.log_start_offset = max(found.log_start if found else 0, first)
+            self._segments.append(self._make_segment(0))
         if mark > self.log_end_offset:
-            self._missing(mark)
-        self._recover_epochs()
+            self._missing(self.log_end_offset, mark)
+        self.log_start_offset = max(log_start, self._segments[0].base_offset)
+        self._recover_epochs(found.recovery_point if found and newest else 0)
         self._recover_producers(now_ns)
         if not clean:
             self._rewrite(mark)
         self._sync_all()
         self._write_checkpoint(self._checkpoint_value(self.log_end_offset))
 
-    def _missing(self, mark: int) -> None:
+    def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
+        """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
+        kept = [
+            base
+            for base, end in zip(bases, [*bases[1:], None], strict=False)
+            if end is None or end > log_start
+        ]
+        for base in bases[: len(bases) - len(kept)]:
+            self._storage.unlink(f"{self.directory}/{paths.segment_log(base)}")
+            self._storage.unlink(f"{self.directory}/{paths.segment_index(base)}")
+        return kept
+
+    def _missing(self, first: int, end: int) -> None:
         raise CorruptLog(
-            f"{self.directory}: offsets {self.log_end_offset} to {mark} were synced and are missing",
-            log_start=self.log_end_offset,
-            high_watermark=mark,
+            f"{self.directory}: offsets {first} to {end} were synced and are missing",
+            log_start=first,
+            high_watermark=end,
         )
 
     def _recover_segment(
@@ -135,21 +165,20 @@ class Log:
                 self._segments[-1].end_offset,
                 base,
             )
-        sealed = next_base is not None and next_base <= mark
-        if sealed and segment.load_index(self.config.index_interval_bytes):
-            assert next_base is not None
-            segment.end_offset = next_base
+        if next_base is not None and next_base <= mark and segment.load_index(next_base):
             self._segments.append(segment)
             return True
         file_size = segment.file().size()
+        if self._segments:
+            segment.last_append_time_ns = self.last_append_time_ns
         damage = recovery.scan(segment, self.topic_id, self.partition, mark, file_size=file_size)
         self.recovery.scanned_bytes += segment.size
         self.recovery.rebuilt_indexes += 1
         short = next_base is not None and segment.end_offset < next_base
         if damage is not None:
             torn = damage.valid_behind is None and next_base is None
-            if damage.below_mark or (same_boot and not torn):
-                self._rot(str(damage), damage.offset, max(mark, damage.offset + 1))
+            if damage.below_mark or damage.misplaced or (same_boot and not torn):
+                self._rot(str(damage), damage.offset, damage.end_offset)
         elif short and (same_boot or segment.end_offset < mark):
             self._rot(f"{segment.path} ends early", segment.end_offset, next_base or mark)
         if damage is not None:
@@ -171,18 +200,32 @@ class Log:
         for base in bases:
             path = f"{self.directory}/{paths.segment_log(base)}"
             self._storage.rename(path, f"{path}.corrupt")
+            self._storage.unlink(f"{self.directory}/{paths.segment_index(base)}")
         self._storage.sync_dir(self.directory)
 
-    def _recover_epochs(self) -> None:
-        table = checkpoint.read(self._storage, f"{self.directory}/{paths.EPOCHS}", EpochTable)
+    def _recover_epochs(self, recovery_point: int) -> None:
+        # Written before the checkpoint whose recovery point this is: below it the table has all there is.
+        # An older generation may lack epochs, so it is not used at all.
+        path = f"{self.directory}/{paths.EPOCHS}"
+        table = checkpoint.read_one(self._storage, path, EpochTable)
+        if table and not (table.entries and table.entries[0][1] <= self.log_start_offset):
+            table = None  # trimmed for a log start that was not written any more
         self.epochs = EpochHistory(table.entries if table else [])
-        self.epochs.truncate_to(max(self.log_end_offset, 1))
-        known_to = self._segments[-1].base_offset if table else self.log_start_offset
+        self.epochs.truncate_to(self.log_end_offset)
+        for header in self._headers_from(recovery_point if table else 0):
+            if self.epochs.assign(header.leader_epoch, header.base_offset):
+                self._epochs_dirty = True
+        self.epochs.trim_prefix(self.log_start_offset)
+
+    def _headers_from(self, offset: int) -> Iterator[BatchHeader]:
+        """The headers of all batches that begin at or behind `offset`."""
         for segment in self._segments:
-            if segment.end_offset > known_to:
-                for found in segment.walk(0):
-                    if self.epochs.assign(found.header.leader_epoch, found.header.base_offset):
-                        self._epochs_dirty = True
+            if segment.end_offset <= offset:
+                continue
+            start = max(offset, segment.base_offset)
+            for found in segment.walk(segment.index.position_for_offset(start)):
+                if found.header.base_offset >= offset:
+                    yield found.header
 
     def _recover_producers(self, now_ns: int) -> None:
         path = f"{self.directory}/{paths.PRODUCERS}"
@@ -190,14 +233,8 @@ class Log:
         if snapshot is not None and snapshot.end_offset > self.log_end_offset:
             snapshot = None  # it knows of batches that a power cut took
         self.producers = ProducerStates(snapshot, now_ns)
-        start = snapshot.end_offset if snapshot else self.log_start_offset
-        for segment in self._segments:
-            if segment.end_offset <= start:
-                continue
-            for found in segment.walk(segment.index.position_for_offset(max(start, segment.base_offset))):
-                header = found.header
-                if header.base_offset >= start:
-                    self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
+        for header in self._headers_from(snapshot.end_offset if snapshot else 0):
+            self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
 
     def _rewrite(self, mark: int) -> None:
         """Write what lies above the recovery point once more, so that the next sync covers it.
@@ -226,10 +263,7 @@ class Log:
     @property
     def last_append_time_ns(self) -> int:
         """Append time of the newest batch; 0 if there is none."""
-        for segment in reversed(self._segments[-2:]):
-            if segment.last_append_time_ns:
-                return segment.last_append_time_ns
-        return 0
+        return self._segments[-1].last_append_time_ns
 
     @property
     def size_bytes(self) -> int:
@@ -289,6 +323,10 @@ class Log:
         segment = Segment(
             self._storage, self.directory, base_offset, self.config.index_interval_bytes
         )
+        if self._segments:
+            segment.last_append_time_ns = (
+                self.last_append_time_ns
+            )  # never falls from one to the next
         segment.file(create=True)
         self._directory_dirty = True
         return segment
@@ -302,6 +340,9 @@ class Log:
         active = self._segments[-1]
         active.cut(before[0], before[1])
         active.last_append_time_ns = before[2]
+        # Before the next append: else, after a power cut, a whole batch of what was cut could lie right
+        # behind a new one and count as its successor.
+        active.file().sync()
         self._dirty[active] = None
 
     # -- read -----------------------------------------------------------------------------------------
@@ -322,42 +363,93 @@ class Log:
         if offset >= end_offset:
             return b""
         segment = self._segment_for(offset)
-        pieces: list[memoryview] = []
-        size = 0
-        position = segment.index.position_for_offset(offset)
-        window = max_bytes + self.config.index_interval_bytes
         try:
-            for found in segment.walk(position, read_bytes=min(max(window, 4096), 4 * MIB)):
-                header = found.header
-                if header.end_offset <= offset:
-                    continue
-                if header.base_offset >= end_offset or (pieces and size + header.batch_size > max_bytes):
-                    break
-                check_header_crc(found.data, header)
-                check_body_crc(found.data, header)
-                pieces.append(found.data)
-                size += header.batch_size
-        except NOT_A_BATCH as error:
-            if pieces:
-                return b"".join(pieces)  # the damage is named when it is asked for
-            raise CorruptLog(
-                f"damaged, from offset {offset} on: {error}",
-                log_start=offset,
-                high_watermark=segment.end_offset,
-            ) from None
+            return self._read_segment(segment, offset, max_bytes, end_offset)
         finally:
             self._close_cold(segment)
-        return b"".join(pieces)
+
+    def _read_segment(
+        self, segment: Segment, offset: int, max_bytes: int, end_offset: int
+    ) -> bytes:
+        expected, place = segment.index.entry_for_offset(offset)
+        while True:
+            pieces, place, expected, reason = self._gather(
+                segment, place, expected, offset, max_bytes, end_offset
+            )
+            if pieces or not reason:
+                return b"".join(pieces)  # damage behind them is named when it is asked for
+            behind, following = self._behind(segment, place, expected)
+            if behind < 0 or following > offset:
+                raise self._damaged(segment, place, expected, following, reason)
+            # All of the damage lies before what was asked for, on the way from the index's entry.
+            place, expected = behind, following
+
+    def _gather(
+        self,
+        segment: Segment,
+        place: int,
+        expected: int,
+        offset: int,
+        max_bytes: int,
+        end_offset: int,
+    ) -> tuple[list[memoryview], int, int, str]:
+        """Walk from the batch at `place`, which begins at offset `expected`, and take what is wanted.
+
+        Returns it with the place and offset where the walk stopped, and the damage that stopped it or "".
+        """
+        pieces: list[memoryview] = []
+        size = 0
+        window = max(READ_BYTES_MIN, min(max_bytes + self.config.index_interval_bytes, 4 * MIB))
+        try:
+            for found in segment.walk(place, read_bytes=window):
+                header, place = found.header, found.position
+                if header.base_offset != expected or header.topic_id != self.topic_id:
+                    reason = f"a batch at offset {header.base_offset}, expected {expected}"
+                    return pieces, place, expected, reason
+                if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
+                    return pieces, place, expected, ""
+                # The header CRC vouches for base offset and size, the body CRC for the number of
+                # records: without both a batch cannot even be passed over.
+                check_header_crc(found.data, header)
+                check_body_crc(found.data, header)
+                if header.end_offset > end_offset:
+                    return pieces, place, expected, ""
+                expected, place = header.end_offset, found.position + header.batch_size
+                if expected > offset:
+                    pieces.append(found.data)
+                    size += header.batch_size
+        except NOT_A_BATCH as error:
+            return pieces, place, expected, str(error)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
+        return pieces, place, expected, "the segment ends"
+
+    def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
+        """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
+        try:
+            place, following = recovery.extent(
+                segment, position, segment.size, self.topic_id, offset
+            )
+        except OSError:
+            place = following = None  # the device cannot say
+        if place is None or following is None:
+            return -1, segment.end_offset
+        return place, following
+
+    def _damaged(
+        self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
+    ) -> CorruptLog:
+        return CorruptLog(
+            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
+            f"{reason}",
+            log_start=offset,
+            high_watermark=end_offset,
+        )
 
     def _segment_for(self, offset: int) -> Segment:
-        low, high = 0, len(self._segments)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._segments[middle].base_offset <= offset:
-                low = middle
-            else:
-                high = middle
-        return self._segments[low]
+        return self._segments[bisect_right(self._segments, offset, key=_base_offset) - 1]
 
     def _close_cold(self, used: Segment) -> None:
         """Keep few descriptors of sealed segments open; never close one that waits for a sync."""
@@ -371,44 +463,49 @@ class Log:
 
         Exact to the record also where timestamps are out of order.
         """
-        by_append_time = self.config.message_timestamp_type == "LogAppendTime"
         for segment in self._segments:
-            if segment.end_offset <= self.log_start_offset:
-                continue
             if segment.base_offset >= end_offset:
                 break
-            if not by_append_time and segment.index.max_timestamp_ns < timestamp_ns:
-                continue
-            position = 0 if by_append_time else segment.index.position_for_time(timestamp_ns)
-            answer = self._first_at(segment, position, timestamp_ns, end_offset, by_append_time)
-            if answer is not None:
-                return answer
+            if (
+                segment.end_offset > self.log_start_offset
+                and segment.index.max_timestamp_ns >= timestamp_ns
+            ):
+                answer = self._first_created(segment, timestamp_ns, end_offset)
+                if answer is not None:
+                    return answer
         return None
 
-    def _first_at(
-        self, segment: Segment, position: int, timestamp_ns: int, end_offset: int, by_append_time: bool
+    def _first_created(
+        self, segment: Segment, timestamp_ns: int, end_offset: int
     ) -> tuple[int, int] | None:
-        try:
-            for found in segment.walk(position):
-                header = found.header
-                if header.base_offset >= end_offset:
-                    return None
-                if header.end_offset <= self.log_start_offset:
-                    continue
-                if by_append_time:
-                    if header.append_time_ns >= timestamp_ns:
-                        return max(header.base_offset, self.log_start_offset), header.append_time_ns
-                elif header.max_timestamp_ns >= timestamp_ns:
-                    batch = RecordBatch(found.data, header)
-                    times = batch.timestamps
-                    first = max(0, self.log_start_offset - header.base_offset)
-                    hits = (times[first:] >= timestamp_ns).nonzero()[0]
-                    if len(hits):
-                        index = first + int(hits[0])
-                        return header.base_offset + index, int(times[index])
-        except NOT_A_BATCH as error:
-            raise CorruptLog(f"damaged, in a search by time: {error}") from None
+        for header, data in self._checked(segment, segment.index.position_for_time(timestamp_ns)):
+            if header.base_offset >= end_offset:
+                return None
+            if header.max_timestamp_ns < timestamp_ns or header.end_offset <= self.log_start_offset:
+                continue
+            times = RecordBatch(data, header, check_crc=False).timestamps
+            first = max(0, self.log_start_offset - header.base_offset)
+            hits = (times[first:] >= timestamp_ns).nonzero()[0]
+            if len(hits):
+                index = first + int(hits[0])
+                return header.base_offset + index, int(times[index])
         return None
+
+    def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
+        place, expected = position, -1
+        try:
+            for found in segment.walk(position, read_bytes=SEARCH_BYTES):
+                place = found.position
+                check_header_crc(found.data, found.header)
+                check_body_crc(found.data, found.header)
+                expected = found.header.end_offset
+                yield found.header, found.data
+        except NOT_A_BATCH as error:
+            first = max(expected, segment.base_offset)
+            _, end_offset = self._behind(segment, place, first)
+            raise self._damaged(segment, place, first, end_offset, str(error)) from None
+        finally:
+            self._close_cold(segment)
 
     def last_epoch_before(self, offset: int) -> int:
         """The leader epoch of the record before `offset`; -1 if there is none."""
@@ -424,13 +521,11 @@ class Log:
         if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1:
             snapshot = self.producers.snapshot(self.log_end_offset)
             self._snapshot_due_ns = self._now_ns + SNAPSHOT_INTERVAL_NS
-        segments = list(self._dirty)
         job = SyncJob(
             storage=self._storage,
-            files=[segment.file() for segment in segments],
+            files=[segment.file().dup() for segment in self._dirty],
             directory=self.directory if self._directory_dirty else None,
             end_offset=self.log_end_offset,
-            segments=segments,
             snapshot=snapshot,
         )
         self._dirty.clear()
@@ -455,7 +550,7 @@ class Log:
         if size <= 0:
             return None
         self._allocation = min(2 * self._allocation, ALLOCATION_MAX)
-        return AllocationJob(segment, segment.file(), start, size)
+        return AllocationJob(segment, segment.file().dup(), start, size)
 
     def finish_allocation(self, job: AllocationJob) -> None:
         """The job has run."""
@@ -463,9 +558,10 @@ class Log:
             job.segment.allocated = max(job.segment.allocated, job.position + job.size)
 
     def _checkpoint_value(self, high_watermark: int) -> Checkpoint:
+        # A log start above the recovery point would, after a power cut, hide what is appended then.
         return Checkpoint(
             topic_id=self.topic_id,
-            log_start=self.log_start_offset,
+            log_start=min(self.log_start_offset, self.synced_end_offset),
             high_watermark=min(high_watermark, self.synced_end_offset),
             recovery_point=self.synced_end_offset,
         )
@@ -507,18 +603,33 @@ class Log:
             self._checkpointed = value
 
     def set_log_start(self, offset: int) -> list[Job]:
-        """Records below `offset` are gone; the jobs unlink segments that lie wholly below."""
+        """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
+
+        The first job writes the checkpoint: else a start after a kill would miss what was unlinked. What is
+        not synced yet stays until the next call.
+        """
         assert offset <= self.log_end_offset, (offset, self.log_end_offset)
-        self.log_start_offset = max(self.log_start_offset, offset)
-        self.epochs.trim_prefix(self.log_start_offset)
+        if offset <= self.log_start_offset:
+            return []
+        self.log_start_offset = offset
+        self.epochs.trim_prefix(offset)
         self._epochs_dirty = True
-        jobs: list[Job] = []
-        while len(self._segments) > 1 and self._segments[0].end_offset <= self.log_start_offset:
-            if self._segments[0] in self._dirty:
-                break  # it waits for a sync: it goes with the next trim, or at the next start
-            segment = self._segments.pop(0)
-            jobs.append(CallJob(partial(_remove, segment)))
-        return jobs
+        removed = self._below_log_start()
+        if not removed:
+            return []
+        known = self._checkpointed.high_watermark if self._checkpointed else 0
+        written = self.checkpoint_job(max(known, offset))
+        assert written is not None, "the epochs are dirty"
+        return [written, *(CallJob(partial(_remove, segment)) for segment in removed)]
+
+    def _below_log_start(self) -> list[Segment]:
+        """Take out the segments that lie wholly below the log start and the synced end."""
+        end = min(self.log_start_offset, self.synced_end_offset)
+        removed = []
+        while len(self._segments) > 1 and self._segments[0].end_offset <= end:
+            removed.append(self._segments.pop(0))
+            self._dirty.pop(removed[-1], None)
+        return removed
 
     def _sync_all(self) -> None:
         job = self.sync_job()
@@ -543,6 +654,10 @@ class Log:
         """Let go of all descriptors, as a kill would."""
         for segment in self._segments:
             segment.close()
+
+
+def _base_offset(segment: Segment) -> int:
+    return segment.base_offset
 
 
 def _remove(segment: Segment) -> None:

@@ -64,6 +64,10 @@ class OsFile:
         """See File."""
         os.ftruncate(self._fd, size)
 
+    def dup(self) -> OsFile:
+        """See File."""
+        return OsFile(os.dup(self._fd))  # not inherited (PEP 446)
+
     def close(self) -> None:
         """See File."""
         os.close(self._fd)

@@ -1,15 +1,15 @@
 """Every file name of a data directory, made and parsed here.
 
-    broker-N/
-      TOPIC-PARTITION/
-        00000000000000000000.log      batches, byte for byte, from base offset 0 on
-        00000000000000000000.index    sparse: offset, position, running maximum of timestamps; rebuildable
-        epochs                        leader epoch -> start offset
-        checkpoint                    topic id, log start, high watermark, recovery point
-        producers                     idempotence state as of an offset
-        *.previous, *.new             the generation before; one being written
-      deleted/TOPIC_ID-N/             on its way out
-      TOPIC-PARTITION.stray-N/        not known to the metadata; kept
+broker-N/
+  TOPIC-PARTITION/
+    00000000000000000000.log      batches, byte for byte, from base offset 0 on
+    00000000000000000000.index    sparse: offset, position, running maximum of timestamps; rebuildable
+    epochs                        leader epoch -> start offset
+    checkpoint                    topic id, log start, high watermark, recovery point
+    producers                     idempotence state as of an offset
+    *.previous, *.new             the generation before; one being written
+  deleted/TOPIC_ID-N/             on its way out
+  TOPIC-PARTITION.stray.N/        not known to the metadata; kept
 """
 
 from __future__ import annotations
@@ -55,3 +55,8 @@ def parse_segment_log(name: str) -> int | None:
 def deleted_dir(topic_id: bytes, partition: int) -> str:
     """Where a partition's directory goes when its topic is deleted."""
     return f"{DELETED}/{topic_id.hex()}-{partition}"
+
+
+def stray_dir(directory: str, number: int) -> str:
+    """Where a directory goes that the metadata does not know. Never again a partition's name."""
+    return f"{directory}.stray.{number}"

@@ -13,25 +13,40 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shmlog.log.segment import NOT_A_BATCH, Segment
-from shmlog.records.header import check_body_crc, check_header_crc, decode_header, read_size
-from shmlog.records.layout import HEADER_SIZE, MAGIC
+from shmlog.errors import CorruptMessage
+from shmlog.log.segment import NOT_A_BATCH, WALK_BYTES, Segment
+from shmlog.records.compression import crc32c
+from shmlog.records.header import (
+    BatchHeader,
+    check_body_crc,
+    check_header_crc,
+    decode_header,
+    read_size,
+)
+from shmlog.records.layout import ALIGNMENT, BROKER_HALF_SIZE, HEADER_CRC_END, MAGIC
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A place where a batch should be and is not. `below_mark`: it was synced or committed once."""
+    """A place where a batch should be and is not.
+
+    `offset` to `end_offset`: the records concerned. `below_mark`: it was synced or committed once.
+    `misplaced`: there is a whole batch, but of another partition or with another offset.
+    """
 
     path: str
     position: int
     offset: int
+    end_offset: int
     reason: str
     valid_behind: int | None  # position of the first whole batch behind it
     below_mark: bool
+    misplaced: bool
 
     def __str__(self) -> str:
         behind = "" if self.valid_behind is None else f"; whole batches from {self.valid_behind} on"
-        return f"{self.path} at position {self.position} (offset {self.offset}): {self.reason}{behind}"
+        place = f"{self.path} at position {self.position} (offset {self.offset})"
+        return f"{place}: {self.reason}{behind}"
 
 
 @dataclass(slots=True)
@@ -47,38 +62,49 @@ class RecoveryReport:
 def scan(
     segment: Segment, topic_id: bytes, partition: int, mark: int, *, file_size: int
 ) -> Damage | None:
-    """Walk a segment from its start and note every valid batch; None if it ends in zeros or exactly.
+    """Walk a segment from its start and note every valid batch; None if it ends in zeros or at its end.
 
     Below `mark` (an offset) only structure is checked, from it on both CRCs.
     """
-    position = 0
     expected = segment.base_offset
     reason = ""
+    misplaced = False
     try:
         for found in segment.walk(0, end=file_size):
             header = found.header
-            if header.base_offset != expected:
-                reason = f"base offset {header.base_offset}, expected {expected}"
-                break
-            if header.topic_id != topic_id or header.partition != partition:
-                reason = f"the batch belongs to {header.topic_id.hex()}-{header.partition}"
-                break
-            if header.end_offset > mark:
+            belongs = header.topic_id == topic_id and header.partition == partition
+            in_place = belongs and header.base_offset == expected
+            if not in_place or header.end_offset > mark:
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
+            if not in_place:
+                whose = f"{header.topic_id.hex()}-{header.partition}"
+                reason = f"a batch of {whose} at offset {header.base_offset}, expected {expected}"
+                misplaced = True
+                break
             segment.note(header, found.position)
-            position, expected = segment.size, segment.end_offset
+            expected = segment.end_offset
     except NOT_A_BATCH as error:
         reason = str(error)
-    if not reason or _all_zero(segment, position, file_size):
+    if not reason or all_zero(segment, segment.size, file_size):
         return None
-    behind = find_valid(segment, position + 8, file_size, topic_id, expected)
-    return Damage(segment.path, position, expected, reason, behind, expected < mark)
+    behind, next_offset = extent(segment, segment.size, file_size, topic_id, expected)
+    return Damage(
+        path=segment.path,
+        position=segment.size,
+        offset=expected,
+        end_offset=next_offset or max(mark, expected + 1),
+        reason=reason,
+        valid_behind=behind,
+        below_mark=expected < mark,
+        misplaced=misplaced,
+    )
 
 
-def _all_zero(segment: Segment, position: int, end: int) -> bool:
+def all_zero(segment: Segment, position: int, end: int) -> bool:
+    """Is there nothing but preallocation from `position` on?"""
     while position < end:
-        piece = segment.file().pread(1 << 20, position)
+        piece = segment.file().pread(WALK_BYTES, position)
         if not piece:
             break
         if piece.count(0) != len(piece):
@@ -88,22 +114,63 @@ def _all_zero(segment: Segment, position: int, end: int) -> bool:
 
 
 def find_valid(
-    segment: Segment, position: int, end: int, topic_id: bytes, from_offset: int
+    segment: Segment, position: int, end: int, topic_id: bytes | None, from_offset: int
 ) -> int | None:
-    """The first position at or behind `position` of a batch that is whole and belongs here."""
-    data = memoryview(segment.file().pread(end - position, position)) if end > position else b""
-    words = np.frombuffer(data, "<u4", len(data) // 8 * 2)[::2]
-    for candidate in np.flatnonzero(words == MAGIC).tolist():
-        at = candidate * 8
-        try:
-            size = read_size(data, at)
-            if len(data) - at < max(size, HEADER_SIZE):
+    """The first position at or behind `position` of a batch that is whole and belongs here.
+
+    `topic_id` None: whatever topic it belongs to. Reads in pieces.
+    """
+    while position < end:
+        data = segment.file().pread(min(WALK_BYTES, end - position), position)
+        words = np.frombuffer(data, "<u4", len(data) // ALIGNMENT * 2)[::2]
+        for candidate in np.flatnonzero(words == MAGIC).tolist():
+            at = position + candidate * ALIGNMENT
+            header = _whole_batch(segment, at, end)
+            if header is None or header.base_offset < from_offset:
                 continue
-            header = decode_header(data, at)
-            check_header_crc(data, header, at)
-            check_body_crc(data, header, at)
-        except NOT_A_BATCH:
-            continue
-        if header.topic_id == topic_id and header.base_offset >= from_offset:
-            return position + at
+            if topic_id in (None, header.topic_id):
+                return at
+        position += WALK_BYTES
     return None
+
+
+def extent(
+    segment: Segment, damaged: int, end: int, topic_id: bytes | None, offset: int
+) -> tuple[int | None, int | None]:
+    """(position, base offset) of the first whole batch behind the damaged one at position `damaged`.
+
+    Where the damaged batch's own header is whole, all of it is stepped over: a value may look like a batch.
+    """
+    start = damaged + _trusted_size(segment, damaged)
+    behind = find_valid(segment, start, end, topic_id, offset + 1)
+    if behind is None:
+        return None, None
+    header = _whole_batch(segment, behind, end)
+    return behind, None if header is None else header.base_offset
+
+
+def _trusted_size(segment: Segment, position: int) -> int:
+    """How many bytes the batch at `position` has, if its header's CRC fits; else one step."""
+    half = segment.file().pread(BROKER_HALF_SIZE, position)
+    if len(half) == BROKER_HALF_SIZE:
+        crc = int.from_bytes(half[HEADER_CRC_END:], "little")
+        try:
+            if crc32c(half[:HEADER_CRC_END]) == crc:
+                return max(read_size(half, 0), ALIGNMENT)
+        except CorruptMessage:
+            pass  # a CRC that fits over something else than a batch
+    return ALIGNMENT
+
+
+def _whole_batch(segment: Segment, position: int, end: int) -> BatchHeader | None:
+    try:
+        size = read_size(segment.file().pread(ALIGNMENT, position), 0)
+        if position + size > end:
+            return None
+        data = segment.file().pread(size, position)
+        header = decode_header(data)
+        check_header_crc(data, header)
+        check_body_crc(data, header)
+    except NOT_A_BATCH:
+        return None
+    return header

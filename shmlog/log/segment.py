@@ -17,6 +17,8 @@ from shmlog.records.header import BatchHeader, decode_header, read_size
 from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE
 
 WALK_BYTES = 1 << 20
+READ_BYTES_MIN = 4096
+NOT_A_BATCH = (CorruptMessage, InvalidRecord)
 
 
 class Found(NamedTuple):
@@ -30,10 +32,12 @@ class Found(NamedTuple):
 class Segment:
     """Invariant: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset)."""
 
-    def __init__(self, storage: Storage, directory: str, base_offset: int, interval_bytes: int) -> None:
+    def __init__(
+        self, storage: Storage, directory: str, base_offset: int, interval_bytes: int
+    ) -> None:
         self._storage = storage
         self._path = f"{directory}/{paths.segment_log(base_offset)}"
-        self._index_path = f"{directory}/{paths.segment_index(base_offset)}"
+        self.index_path = f"{directory}/{paths.segment_index(base_offset)}"
         self._file: File | None = None
         self.base_offset = base_offset
         self.end_offset = base_offset
@@ -81,7 +85,9 @@ class Segment:
         self.end_offset = end_offset
         self.index.truncate(size)
 
-    def walk(self, position: int, *, read_bytes: int = WALK_BYTES, end: int | None = None) -> Iterator[Found]:
+    def walk(
+        self, position: int, *, read_bytes: int = WALK_BYTES, end: int | None = None
+    ) -> Iterator[Found]:
         """Whole batches from `position` (a batch boundary) up to `end` (default: size).
 
         Raises: CorruptMessage, InvalidRecord: there is no batch where one should be. CRCs are the caller's.
@@ -109,29 +115,47 @@ class Segment:
 
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
-        data = self.index.encode(self.size, self.last_append_time_ns)
-        file = self._storage.open(self._index_path, create=True)
+        data = self.index.encode(self.size, self.end_offset, self.last_append_time_ns)
+        file = self._storage.open(self.index_path, create=True)
         try:
             file.truncate(0)
             file.pwrite([data], 0)
         finally:
             file.close()
 
-    def load_index(self, interval_bytes: int) -> bool:
-        """Take the index file; False if it is missing, damaged, or not of all of this segment."""
-        if not self._storage.exists(self._index_path):
-            return False
-        file = self._storage.open(self._index_path, read_only=True)
+    def read_index(self) -> bytes:
+        """The index file's bytes; none if there is no such file."""
+        if not self._storage.exists(self.index_path):
+            return b""
+        file = self._storage.open(self.index_path, read_only=True)
         try:
-            decoded = SparseIndex.decode(file.pread(file.size(), 0), interval_bytes)
+            return file.pread(file.size(), 0)
         finally:
             file.close()
-        if decoded is None or decoded[1] > self.file(read_only=True).size():
+
+    def load_index(self, end_offset: int) -> bool:
+        """Take the index file of a segment that ends at `end_offset`.
+
+        False if it is missing, damaged, or of less or more than this segment: an index is not synced, so
+        after a power cut an older one may be found.
+        """
+        found = SparseIndex.decode(self.read_index())
+        if found is None or found.end_offset != end_offset or found.size > self.file_size():
             return False
-        self.index, self.size, self.last_append_time_ns = decoded
+        self.index, self.size, self.end_offset, self.last_append_time_ns = found
         self.allocated = self.size
         self.index_saved = True
         return True
+
+    def file_size(self) -> int:
+        """Bytes of the file, whatever they hold; leaves no descriptor open."""
+        if self._file is not None:
+            return self._file.size()
+        file = self._storage.open(self._path, read_only=True)
+        try:
+            return file.size()
+        finally:
+            file.close()
 
     def close(self) -> None:
         """Let go of the descriptor."""
@@ -142,7 +166,4 @@ class Segment:
     def unlink(self) -> None:
         """Remove both files."""
         self._storage.unlink(self._path)
-        self._storage.unlink(self._index_path)
-
-
-NOT_A_BATCH = (CorruptMessage, InvalidRecord)
+        self._storage.unlink(self.index_path)

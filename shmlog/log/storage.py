@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -40,6 +40,10 @@ class File(Protocol):
 
     def truncate(self, size: int) -> None:
         """Cut the file."""
+        ...
+
+    def dup(self) -> File:
+        """A second handle of the same open file: whoever has it closes it, the other stays usable."""
         ...
 
     def close(self) -> None:
@@ -94,15 +98,24 @@ class _Content:
 class MemoryStorage:
     """Files in memory, with faults. Not thread-safe.
 
-    `fail(kind, nth, error)` makes the n-th operation of a kind (open, pwrite, sync, allocate, truncate, rename,
-    unlink, sync_dir) raise. `operations` lists what was done. `after_kill` and `after_power_cut` are new
-    storages as a crash at this moment would leave them.
+    `fail(kind, nth, error)` makes the n-th operation of a kind (create, make_dir, pread, pwrite, sync,
+    allocate, truncate, rename, unlink, sync_dir) raise. `operations` lists what was done, `on_operation` is
+    called before each, so that a test can take an image between any two. `after_kill` and `after_power_cut`
+    are new storages as a crash at this moment would leave them.
+
+    The names in a directory, directories too, are durable once that directory was synced. Directories
+    without a parent are given. Renaming a directory is taken to be durable at once.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, _Content] = {}
         self.durable_names: dict[str, _Content] = {}
+        # (old name, new name, content) since the directory's sync; "" where there is no old or new name.
+        self._name_changes: list[tuple[str, str, _Content]] = []
         self.dirs: set[str] = set()
+        self.durable_dirs: set[str] = set()
+        self.on_operation: Callable[[str, str], None] | None = None
+        self.in_flight: tuple[str, int, bytes] | None = None  # the write that is under way
         self.operations: list[tuple[str, str, int]] = []
         self._faults: dict[tuple[str, int], int] = {}
         self._counts: dict[str, int] = {}
@@ -113,6 +126,8 @@ class MemoryStorage:
 
     def record(self, kind: str, path: str, size: int = 0) -> None:
         """Count an operation; raise if it is one that has to fail."""
+        if self.on_operation is not None:
+            self.on_operation(kind, path)
         self._counts[kind] = count = self._counts.get(kind, 0) + 1
         self.operations.append((kind, path, size))
         error = self._faults.pop((kind, count), None)
@@ -126,6 +141,7 @@ class MemoryStorage:
                 raise FileNotFoundError(errno.ENOENT, "no such file", path)
             self.record("create", path)
             self.files[path] = _Content()
+            self._name_changes.append(("", path, self.files[path]))
         return _MemoryFile(self, path, self.files[path])
 
     def exists(self, path: str) -> bool:
@@ -140,43 +156,71 @@ class MemoryStorage:
 
     def make_dir(self, path: str) -> None:
         """See Storage."""
-        self.dirs.add(path)
+        if path in self.dirs:
+            return
+        self.record("make_dir", path)
+        parts = path.split("/")
+        self.dirs.update("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        self.durable_dirs.add(parts[0])
 
     def rename(self, source: str, target: str) -> None:
         """See Storage."""
         self.record("rename", target)
         if source in self.files:
             self.files[target] = self.files.pop(source)
+            self._name_changes.append((source, target, self.files[target]))
             return
-        self.dirs.discard(source)
-        self.dirs.add(target)
-        for path in [p for p in self.files if p.startswith(source + "/")]:
-            self.files[target + path[len(source) :]] = self.files.pop(path)
+        if any(name.startswith(target + "/") for name in self.files):
+            raise OSError(errno.ENOTEMPTY, "directory not empty", target)
+        for names in (self.dirs, self.durable_dirs):
+            moved = {n for n in names if n == source or n.startswith(source + "/")}
+            names -= moved
+            names |= {target + n[len(source) :] for n in moved}
+        self.durable_dirs.add(target)
+        for contents in (self.files, self.durable_names):
+            for path in [p for p in contents if p.startswith(source + "/")]:
+                contents[target + path[len(source) :]] = contents.pop(path)
+        self._name_changes = [
+            (_moved(old, source, target), _moved(new, source, target), content)
+            for old, new, content in self._name_changes
+        ]
 
     def unlink(self, path: str) -> None:
         """See Storage."""
         self.record("unlink", path)
-        self.files.pop(path, None)
+        if path in self.files:
+            self._name_changes.append((path, "", self.files.pop(path)))
 
     def remove_tree(self, path: str) -> None:
         """See Storage."""
         for inside in [p for p in self.files if p.startswith(path + "/")]:
-            del self.files[inside]
-        self.dirs.discard(path)
+            self._name_changes.append((inside, "", self.files.pop(inside)))
+        self.dirs = {d for d in self.dirs if d != path and not d.startswith(path + "/")}
 
     def sync_dir(self, path: str) -> None:
         """See Storage."""
         self.record("sync_dir", path)
         inside = path + "/"
+        self._name_changes = [
+            change
+            for change in self._name_changes
+            if (change[1] or change[0]).rpartition("/")[0] != path
+        ]
         for name in [n for n in self.durable_names if n.startswith(inside)]:
             if "/" not in name[len(inside) :] and name not in self.files:
                 del self.durable_names[name]
         for name, content in self.files.items():
             if name.startswith(inside) and "/" not in name[len(inside) :]:
                 self.durable_names[name] = content
+        self.durable_dirs |= {
+            name for name in self.dirs if name.startswith(inside) and "/" not in name[len(inside) :]
+        }
 
-    def after_kill(self, rng: random.Random, *, in_flight: tuple[str, int, bytes] | None = None) -> MemoryStorage:
+    def after_kill(
+        self, rng: random.Random, *, in_flight: tuple[str, int, bytes] | None = None
+    ) -> MemoryStorage:
         """What kill -9 leaves: all that was written, and any prefix of a write that was under way."""
+        in_flight = in_flight or self.in_flight
         image = MemoryStorage()
         image.dirs = set(self.dirs)
         for path, content in self.files.items():
@@ -191,22 +235,35 @@ class MemoryStorage:
         return image._settled()
 
     def after_power_cut(self, rng: random.Random) -> MemoryStorage:
-        """What a power cut leaves: what was synced; of the rest any sectors; of new names any."""
+        """What a power cut leaves: what was synced; any sectors of the rest; any of the new names."""
         image = MemoryStorage()
-        image.dirs = set(self.dirs)
+        image.dirs = {d for d in self.dirs if self._survives(d, rng)}
         names = dict(self.durable_names)
-        for path, content in self.files.items():
-            if names.get(path) is not content and rng.random() < 0.5:  # noqa: TID251
-                names[path] = content
+        # Each change of a name is there or is not, whatever became of those before it; none is torn in two.
+        for old, new, content in self._name_changes:
+            if rng.random() < 0.5:
+                if names.get(old) is content:
+                    del names[old]
+                if new:
+                    names[new] = content
         for path, content in names.items():
-            image.files[path] = _Content(_torn(content, rng))
+            if path.rpartition("/")[0] in image.dirs:
+                image.files[path] = _Content(_torn(content, rng))
         return image._settled()
 
+    def _survives(self, directory: str, rng: random.Random) -> bool:
+        return directory in self.durable_dirs or rng.random() < 0.5
+
     def _settled(self) -> MemoryStorage:
+        self.durable_dirs = set(self.dirs)
         for path, content in self.files.items():
             content.synced = bytes(content.data)
             self.durable_names[path] = content
         return self
+
+
+def _moved(name: str, source: str, target: str) -> str:
+    return target + name[len(source) :] if name.startswith(source + "/") else name
 
 
 def _torn(content: _Content, rng: random.Random) -> bytes:
@@ -218,7 +275,7 @@ def _torn(content: _Content, rng: random.Random) -> bytes:
     old, new = synced.ljust(size, b"\0"), now.ljust(size, b"\0")
     out = bytearray(old[:size])
     for start in range(0, size, SECTOR):
-        if rng.random() < 0.5:  # noqa: TID251
+        if rng.random() < 0.5:
             out[start : start + SECTOR] = new[start : start + SECTOR]
     return bytes(out[:size])
 
@@ -227,35 +284,50 @@ class _MemoryFile:
     def __init__(self, storage: MemoryStorage, path: str, content: _Content) -> None:
         self._storage = storage
         self._path = path
-        self._content = content
+        self._open: _Content | None = content
+
+    def _content(self) -> _Content:
+        if self._open is None:
+            raise OSError(errno.EBADF, "closed", self._path)
+        return self._open
 
     def size(self) -> int:
-        return len(self._content.data)
+        return len(self._content().data)
 
     def pread(self, size: int, position: int) -> bytes:
-        return bytes(self._content.data[position : position + size])
+        self._storage.record("pread", self._path, size)
+        return bytes(self._content().data[position : position + size])
 
     def pwrite(self, buffers: Sequence[Buffer], position: int) -> None:
         data = b"".join(bytes(b) for b in buffers)
-        self._storage.record("pwrite", self._path, len(data))
-        content = self._content.data
+        content = self._content().data
+        self._storage.in_flight = (self._path, position, data)
+        try:
+            self._storage.record("pwrite", self._path, len(data))
+        finally:
+            self._storage.in_flight = None
         if len(content) < position + len(data):
             content.extend(bytes(position + len(data) - len(content)))
         content[position : position + len(data)] = data
 
     def sync(self) -> None:
+        content = self._content()
         self._storage.record("sync", self._path)
-        self._content.synced = bytes(self._content.data)
+        content.synced = bytes(content.data)
 
     def allocate(self, position: int, size: int) -> None:
+        content = self._content().data
         self._storage.record("allocate", self._path, size)
-        content = self._content.data
         if len(content) < position + size:
             content.extend(bytes(position + size - len(content)))
 
     def truncate(self, size: int) -> None:
+        content = self._content().data
         self._storage.record("truncate", self._path, size)
-        del self._content.data[size:]
+        del content[size:]
+
+    def dup(self) -> File:
+        return _MemoryFile(self._storage, self._path, self._content())
 
     def close(self) -> None:
-        pass
+        self._open = None

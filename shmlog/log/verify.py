@@ -1,29 +1,34 @@
-"""Check the files of one partition and change nothing: every CRC, offset, epoch, and the index.
+"""Check the files of one partition and change nothing: CRCs, offsets, tags, epochs, the index.
 
-*Damage* is what recovery would not repair: a batch that does not fit where whole batches follow or
-where something was synced, a gap between segments, an epoch that falls, an end below what was
-synced. A *note* is what the next start puts right by itself: a torn tail, an index or an epoch
-history that must be rebuilt.
+Batches are the truth: every one is read, both CRCs are checked, offsets and partition tags have to
+follow. Epochs and index are then held against them. Behind a damaged place the walk goes on at the
+next whole batch, so that one report names every damaged range.
+
+*Damage* is what recovery would not repair: bytes that are no batch where whole batches follow or
+where something was synced, a gap, an epoch that falls, an end below what was synced. A *note* is
+what the next start puts right by itself: a torn tail, a small file that must be made anew.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from shmlog.log import checkpoint, paths
-from shmlog.log.checkpoint import Checkpoint, EpochTable
+from shmlog.log import checkpoint, paths, recovery
+from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
 from shmlog.log.index import SparseIndex
-from shmlog.log.recovery import scan
-from shmlog.log.segment import Segment
+from shmlog.log.producers import Snapshot
+from shmlog.log.segment import NOT_A_BATCH, Found, Segment
 from shmlog.log.storage import Storage
+from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
 
-_EVERY_OFFSET = -1  # scan checks CRCs from this offset on
-_ANY_INTERVAL_BYTES = 4096  # an index that is only read does not use it
+_PARTITION = re.compile(r".+-(\d{1,4})")
 
 
 @dataclass(slots=True)
 class Verification:
-    """What the files of one partition hold, and what is wrong with them."""
+    """What the files of one partition hold, and what is wrong. Only whole batches count."""
 
     directory: str
     segments: int = 0
@@ -38,114 +43,170 @@ class Verification:
 
 def verify(storage: Storage, directory: str) -> Verification:
     """Read all of a partition's files. Raises OSError where the system cannot read them."""
-    found = Verification(directory)
-    parsed = paths.parse_partition_dir(directory.rpartition("/")[2])
-    if parsed is None:
-        raise ValueError(f"{directory} is no partition's directory")
-    known = checkpoint.read(storage, f"{directory}/{paths.CHECKPOINT}", Checkpoint)
-    bases = [b for b in map(paths.parse_segment_log, storage.list(directory)) if b is not None]
-    bases.sort()
-    if known is None:
-        found.notes.append("no checkpoint: all of the log is scanned at the next start")
-    found.log_start = known.log_start if known else (bases[0] if bases else 0)
-    found.end_offset = bases[0] if bases else found.log_start
-    _Check(storage, found, known, parsed[1]).segments(bases)
-    mark = max(known.recovery_point, known.high_watermark) if known else 0
-    if found.end_offset < mark and not found.damage:
-        found.damage.append(f"offsets {found.end_offset} to {mark} were synced and are missing")
-    return found
+    return _Verifier(storage, directory).run()
 
 
-class _Check:
-    def __init__(
-        self, storage: Storage, found: Verification, known: Checkpoint | None, partition: int
-    ) -> None:
+class _Verifier:
+    def __init__(self, storage: Storage, directory: str) -> None:
         self._storage = storage
-        self._found = found
-        self._topic_id = known.topic_id if known else b""
-        self._mark = max(known.recovery_point, known.high_watermark) if known else 0
-        self._partition = partition
+        self._directory = directory
+        self._found = Verification(directory)
+        self._tag: tuple[bytes, int] | None = None
+        self._mark = 0  # what was synced or committed
+        self._in_doubt = False  # behind damage the next offset is taken as it comes
         self._epoch = -1
-        self._epochs: list[tuple[int, int]] = []
+        self._epochs: EpochHistory | None = None
 
-    def segments(self, bases: list[int]) -> None:
-        """All segments in order, then the epoch history."""
-        for base in bases:
-            if base != self._found.end_offset:
-                self._found.damage.append(
-                    f"offsets {self._found.end_offset} to {base} are missing: no segment holds them"
-                )
-            segment = Segment(self._storage, self._found.directory, base, _ANY_INTERVAL_BYTES)
-            try:
-                self._segment(segment, last=base == bases[-1])
-            finally:
-                segment.close()
-        table = checkpoint.read(
-            self._storage, f"{self._found.directory}/{paths.EPOCHS}", EpochTable
-        )
-        kept = [(epoch, start) for epoch, start in table.entries] if table else []
-        missing = [entry for entry in self._epochs if entry[0] not in dict(kept)]
-        if missing:
-            self._found.notes.append(f"the epoch history lacks {missing[0]}: it is rebuilt")
-
-    def _segment(self, segment: Segment, *, last: bool) -> None:
+    def run(self) -> Verification:
         found = self._found
-        file_size = segment.file(read_only=True).size()
-        topic_id = self._topic_id or self._first_topic_id(segment, file_size)
-        wrong = scan(segment, topic_id, self._partition, _EVERY_OFFSET, file_size=file_size)
-        if wrong is not None:
-            torn = last and wrong.valid_behind is None and wrong.offset >= self._mark
-            (found.notes if torn else found.damage).append(
-                f"torn tail: {wrong}" if torn else str(wrong)
+        known = self._load(paths.CHECKPOINT, Checkpoint)
+        names = self._storage.list(self._directory)
+        bases = sorted(base for base in map(paths.parse_segment_log, names) if base is not None)
+        found.log_start = found.end_offset = bases[0] if bases else 0
+        match = _PARTITION.fullmatch(self._directory.rpartition("/")[2])
+        if known is None:
+            found.notes.append("no checkpoint: all of the log is scanned at the next start")
+        else:
+            self._mark = max(known.recovery_point, known.high_watermark)
+            self._tag = (known.topic_id, int(match[1])) if match else None
+            found.log_start = known.log_start
+            if found.end_offset > known.log_start or not bases:
+                found.end_offset = known.log_start
+        epochs = self._load(paths.EPOCHS, EpochTable)
+        self._epochs = EpochHistory(epochs.entries) if epochs is not None else None
+        self._load(paths.PRODUCERS, Snapshot)
+        for base in bases:
+            self._segment(base, last=base == bases[-1])
+        if found.end_offset < self._mark and not found.damage:
+            found.damage.append(
+                f"offsets {found.end_offset} to {self._mark} were synced and are missing"
             )
+        return found
+
+    def _load(self, name: str, kind: type[checkpoint.Kind]) -> checkpoint.Kind | None:
+        path = f"{self._directory}/{name}"
+        if self._storage.exists(path) and checkpoint.read_one(self._storage, path, kind) is None:
+            self._found.notes.append(f"{path} is damaged: the one before it, or none, is used")
+        return checkpoint.read(self._storage, path, kind)
+
+    def _segment(self, base: int, *, last: bool) -> None:
+        found = self._found
+        if base != found.end_offset and not self._in_doubt:
+            found.damage.append(
+                f"offsets {found.end_offset} to {base} are missing: no segment holds them"
+                if base > found.end_offset
+                else f"segment {base} begins below the end of the one before, {found.end_offset}"
+            )
+        found.end_offset = base
         found.segments += 1
-        found.size_bytes += segment.size
-        found.end_offset = segment.end_offset
-        positions = self._batches(segment)
-        self._index(segment, positions, last=last)
-
-    def _first_topic_id(self, segment: Segment, file_size: int) -> bytes:
-        for batch in segment.walk(0, end=file_size):
-            self._topic_id = batch.header.topic_id
-            break
-        return self._topic_id
-
-    def _batches(self, segment: Segment) -> dict[int, int]:
-        """Count them and follow their epochs; {position: base offset}."""
-        positions = {}
-        for place, header, _ in segment.walk(0):
-            positions[place] = header.base_offset
-            self._found.batches += 1
-            self._found.records += header.record_count
-            if header.leader_epoch < self._epoch:
-                self._found.damage.append(
-                    f"{segment.path} at position {place} (offset {header.base_offset}): leader "
-                    f"epoch {header.leader_epoch} behind {self._epoch}"
-                )
-            elif header.leader_epoch > self._epoch:
-                self._epoch = header.leader_epoch
-                self._epochs.append((header.leader_epoch, header.base_offset))
-        return positions
-
-    def _index(self, segment: Segment, positions: dict[int, int], *, last: bool) -> None:
-        path = f"{self._found.directory}/{paths.segment_index(segment.base_offset)}"
-        if not self._storage.exists(path):
-            if not last:
-                self._found.notes.append(f"{path} is missing: it is rebuilt")
-            return
-        file = self._storage.open(path, read_only=True)
+        self._in_doubt = False
+        segment = Segment(self._storage, self._directory, base, 1)
+        damage_before = len(found.damage)
+        entries: dict[int, tuple[int, int]] = {}  # position: offset, newest timestamp before it
+        newest_ns = -1
         try:
-            decoded = SparseIndex.decode(file.pread(file.size(), 0), _ANY_INTERVAL_BYTES)
+            for position, header, _ in self._batches(segment, last=last):
+                entries[position] = (header.base_offset, newest_ns)
+                newest_ns = max(newest_ns, header.max_timestamp_ns)
         finally:
-            file.close()
-        if decoded is None:
-            self._found.notes.append(f"{path} is damaged: it is rebuilt")
+            segment.close()
+        if len(found.damage) == damage_before:
+            self._index(segment, entries)
+
+    def _batches(self, segment: Segment, *, last: bool) -> Iterator[Found]:
+        """The undamaged batches of a segment; damage goes into the report."""
+        file_size = segment.file(read_only=True).size()
+        at = 0
+        while at < file_size:
+            try:
+                for found in segment.walk(at, end=file_size):
+                    check_header_crc(found.data, found.header)
+                    check_body_crc(found.data, found.header)
+                    at = found.position + found.header.batch_size
+                    if self._take(segment.path, found):
+                        yield found
+            except NOT_A_BATCH as error:
+                at = self._resume(segment, at, file_size, str(error), last=last)
+
+    def _resume(self, segment: Segment, at: int, file_size: int, text: str, *, last: bool) -> int:
+        """The position of the next whole batch behind one where there is none."""
+        found = self._found
+        if recovery.all_zero(segment, at, file_size):
+            return file_size
+        topic_id = self._tag[0] if self._tag else None
+        behind, _ = recovery.extent(segment, at, file_size, topic_id, found.end_offset)
+        place = f"{segment.path} at position {at} (offset {found.end_offset})"
+        if last and behind is None and found.end_offset >= self._mark:
+            found.notes.append(f"torn tail: {place}: {text}")
+            return file_size
+        size = (file_size if behind is None else behind) - at
+        found.damage.append(f"{place}: no batch in {size} bytes: {text}")
+        self._in_doubt = True
+        return file_size if behind is None else behind
+
+    def _take(self, path: str, batch: Found) -> bool:
+        """Is this whole batch where it belongs? If not, it is in the report."""
+        found, header = self._found, batch.header
+        fault = self._misplaced(header)
+        if fault:
+            found.damage.append(
+                f"{path} at position {batch.position} (offset {found.end_offset}): {fault}"
+            )
+            self._in_doubt = True
+            return False
+        self._in_doubt = False
+        found.batches += 1
+        found.records += header.record_count
+        found.size_bytes += header.batch_size
+        found.end_offset = header.end_offset
+        self._check_epoch(path, batch)
+        return True
+
+    def _misplaced(self, header: BatchHeader) -> str:
+        self._tag = self._tag or (header.topic_id, header.partition)
+        if (header.topic_id, header.partition) != self._tag:
+            return f"the batch belongs to {header.topic_id.hex()}-{header.partition}"
+        end_offset = self._found.end_offset
+        if header.base_offset < end_offset:
+            return f"base offset {header.base_offset}, expected {end_offset}"
+        if header.base_offset > end_offset and not self._in_doubt:
+            self._found.end_offset = header.base_offset
+            return f"base offset {header.base_offset}, expected {end_offset}"
+        return ""
+
+    def _check_epoch(self, path: str, batch: Found) -> None:
+        """Epochs never fall; the history of them lags behind at most by what was not synced."""
+        header = batch.header
+        place = f"{path} at position {batch.position} (offset {header.base_offset})"
+        if header.leader_epoch < self._epoch:
+            self._found.damage.append(
+                f"{place}: leader epoch {header.leader_epoch} behind {self._epoch}"
+            )
+        if header.leader_epoch <= self._epoch:
             return
-        index, size, _ = decoded
-        for place, offset in positions.items():
-            if (
-                place < size
-                and positions.get(index.position_for_offset(offset), offset + 1) > offset
-            ):
-                self._found.notes.append(f"{path} points past offset {offset}: delete it")
+        self._epoch = header.leader_epoch
+        if header.end_offset <= self._found.log_start or header.end_offset > self._mark:
+            return
+        offset = max(header.base_offset, self._found.log_start)
+        known = self._epochs.epoch_for(offset) if self._epochs else -1
+        if known != header.leader_epoch:
+            self._found.notes.append(
+                f"{place}: epoch {header.leader_epoch}, in the history {known}: it is rebuilt"
+            )
+
+    def _index(self, segment: Segment, entries: dict[int, tuple[int, int]]) -> None:
+        """An index covers the segment or its beginning; none at all, or an empty file, is none."""
+        data = segment.read_index()
+        if not data:
+            return
+        decoded = SparseIndex.decode(data)
+        if decoded is None:
+            self._found.notes.append(f"{segment.index_path} is damaged: it is rebuilt")
+            return
+        for offset, position, before_ns in decoded.sparse.entries():
+            if entries.get(position) != (offset, before_ns):
+                self._found.notes.append(
+                    f"{segment.index_path} does not fit at offset {offset}, position {position}: "
+                    "it is rebuilt"
+                )
                 return

@@ -14,7 +14,15 @@ from shmlog.protocol.header import Big, Octets
 from shmlog.protocol.messages import OPERATIONS, Operation, Request
 from shmlog.settings import CLUSTER_SETTINGS, TOPIC_SETTINGS, Setting
 
-_NAMES = {int: "int", str: "text", bool: "bool", bytes: "bytes", Big: "big", Octets: "bytes", Any: "any"}
+_NAMES = {
+    int: "int",
+    str: "text",
+    bool: "bool",
+    bytes: "bytes",
+    Big: "big",
+    Octets: "bytes",
+    Any: "any",
+}
 
 
 def _type_name(kind: Any) -> str:

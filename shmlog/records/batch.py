@@ -1,11 +1,12 @@
 """A batch as its reader sees it: a read-only view over the batch's own bytes.
 
-Nothing is decoded before it is asked for. The first use of a column decompresses, if need be, and checks
-all extents (`columns`); after that lists of `bytes`, arrays and slices are taken without further checks.
-Whatever the bytes hold, only CorruptMessage, InvalidRecord or UnsupportedCompression comes out, and memory
-stays within the sizes that the header was checked for.
+Nothing is decoded before it is asked for. The first use of a column decompresses, if need be, and
+checks all extents (`columns`); after that lists of `bytes`, arrays and slices are taken without
+further checks. Whatever the bytes hold, only CorruptMessage, InvalidRecord or
+UnsupportedCompression comes out, and memory stays within the sizes that the header was checked for.
 
-The view does not own its memory: a reader of a ring takes what it needs before the bytes are overwritten.
+The view does not own its memory: a reader of a ring takes what it needs before the bytes are
+overwritten.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from shmlog.errors import InvalidRecord, RecordTooLarge
 from shmlog.records.columns import Columns, fixed_items
-from shmlog.records.compression import decompress
+from shmlog.records.compression import Buffer, decompress
 from shmlog.records.header import (
     BatchHeader,
-    Buffer,
     check_body_crc,
     check_header_crc,
     decode_header,
@@ -55,10 +55,11 @@ _HEADERS = int(Flag.HEADERS)
 class RecordBatch:
     """The batch at the start of `buffer`.
 
-    With `check_crc` the body CRC has to fit, and the header CRC if a leader has stamped the batch. Columns
-    larger than `columns_size_max` bytes are refused before anything is decompressed.
+    With `check_crc` the body CRC has to fit, and the header CRC if a leader has stamped the batch.
+    Columns larger than `columns_size_max` bytes are refused before anything is decompressed.
 
-    Raises CorruptMessage, InvalidRecord, RecordTooLarge; the columns' own errors come at their first use.
+    Raises CorruptMessage, InvalidRecord, RecordTooLarge; the columns' own errors come at their
+    first use.
     """
 
     __slots__ = ("_buffer", "_columns", "header")
@@ -145,7 +146,7 @@ class RecordBatch:
         return _decode_headers(column.data[start:stop].tobytes())
 
     def array(self, dtype: DTypeLike) -> NDArray[Any]:
-        """The values as an array of `dtype`, over the batch's own memory (or the decompressed columns').
+        """The values as an array of `dtype`, without a copy of the (decompressed) columns.
 
         Raises InvalidRecord unless all values have the size of the dtype.
         """

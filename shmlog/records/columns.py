@@ -1,13 +1,14 @@
 """Where the columns of a batch lie, checked before any is used.
 
-One walk in the order of the layout gives each column its extent. What the walk guarantees afterwards:
-positions start at 0, never fall and end at the size of their bytes; bitmaps have a bit for each record; the
-extents add up to exactly `columns_size`. It costs a few numpy calls a batch, and no allocation that the
-buffer's own size does not bound.
+One walk in the order of the layout gives each column its extent. What the walk guarantees
+afterwards: positions start at 0, never fall and end at the size of their bytes; bitmaps have a bit
+for each record; the extents add up to exactly `columns_size`. It costs a few numpy calls a batch,
+and no allocation that the buffer's own size does not bound.
 """
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,11 @@ class VariableColumn:
         self.data = memoryview(b"")
 
     def items(self, start: int, stop: int) -> list[bytes | None]:
-        """Records start .. stop as a list. One copy of the bytes, then one slice a record."""
-        positions = self.positions[start : stop + 1].tolist()
-        first = positions[0]
-        data = self.data[first : positions[-1]].tobytes()
-        if first:
-            positions = [position - first for position in positions]
-        found: list[bytes | None] = [
-            data[here:there] for here, there in zip(positions, positions[1:], strict=False)
-        ]
+        """Records start .. stop as a list. One copy of the bytes, then one C call a record."""
+        positions = self.positions[start : stop + 1]
+        # Reading on and on is a third cheaper than slicing with two positions each.
+        read = io.BytesIO(self.data[positions[0] : positions[-1]]).read
+        found: list[bytes | None] = list(map(read, np.diff(positions).tolist()))
         if self.validity is not None:
             for i in self.nulls(start, stop).tolist():
                 found[i] = None

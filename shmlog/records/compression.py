@@ -2,13 +2,13 @@
 
 CRC-32C is one function, so that another package could stand in for it in one place.
 
-Codecs write the frames that every language's tools know: gzip (RFC 1952), LZ4 frame, Zstandard frame;
-one frame a batch. gzip is in the standard library; the packages of lz4 and zstd are imported at first
-use, and an error names the extra that brings them.
+Codecs write the frames that every language's tools know: gzip (RFC 1952), LZ4 frame, Zstandard
+frame; one frame a batch. gzip is in the standard library; the packages of lz4 and zstd are imported
+at first use, and an error names the extra that brings them.
 
 Decompression is bounded by the size the batch states: output is cut at that size before more is
-allocated, so that a bomb costs its stated size at most, and what is stated has been checked against its
-limit before. Anything but exactly that many bytes is damage.
+allocated, so that a bomb costs its stated size at most, and what is stated has been checked against
+its limit before. Anything but exactly that many bytes is damage.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 
 import crc32c as _crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from shmlog.errors import CorruptMessage, UnsupportedCompression
 from shmlog.records.layout import Codec
 
-Buffer = bytes | bytearray | memoryview | NDArray[Any]
+Buffer = bytes | bytearray | memoryview
 
 _GZIP_WBITS = 31  # zlib's number for "a gzip frame"
 _GZIP_LEVEL = 6
@@ -38,7 +37,7 @@ _CODEC_NAMES = {codec.name.lower(): codec for codec in Codec}
 
 def crc32c(data: Buffer, crc: int = 0) -> int:
     """CRC-32C of `data`, going on from `crc`."""
-    return _crc32c.crc32c(data, crc)  # type: ignore[no-any-return]
+    return _crc32c.crc32c(data, crc)
 
 
 class _Implementation(NamedTuple):
@@ -66,7 +65,7 @@ def _lz4() -> _Implementation:
         if size > _LZ4_RATIO_MAX * len(data):
             raise CorruptMessage(f"{len(data)} bytes of lz4 cannot hold the {size} stated")
         output = np.empty(size, dtype=np.uint8)  # pages are taken as output comes, not before
-        return output[: cramjam.lz4.decompress_into(data, output)].tobytes()
+        return output[: cramjam.lz4.decompress_into(data, output.data)].tobytes()
 
     return _Implementation(
         lambda data: bytes(cramjam.lz4.compress(data, level=_LZ4_LEVEL)),
@@ -146,8 +145,8 @@ def compress(codec: Codec, data: Buffer) -> bytes:
 def decompress(codec: Codec, data: Buffer, size: int) -> bytes:
     """The `size` bytes that the frame `data` holds.
 
-    Raises CorruptMessage if it is damaged or holds any other number of bytes, UnsupportedCompression
-    if the codec's package is missing.
+    Raises CorruptMessage if it is damaged or holds any other number of bytes,
+    UnsupportedCompression if the codec's package is missing.
     """
     implementation = _implementation(codec)
     try:

@@ -1,8 +1,8 @@
-"""The header of a batch: decoding, structural checks and both CRCs, in O(1) and without its columns.
+"""The header of a batch: decoding and checks, in O(1) and without its columns.
 
-A broker looks at no more than this of a batch. The checks hold before either CRC is known to fit: each
-size is compared with the buffer, the limits and the other sizes, so that nothing read or allocated later
-can go beyond them.
+A broker looks at no more than this of a batch. The checks hold before either CRC is known to fit:
+each size is compared with the buffer, the limits and the other sizes, so that nothing read or
+allocated later can go beyond them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from shmlog.errors import CorruptMessage, InvalidRecord
-from shmlog.records.compression import crc32c
+from shmlog.records.compression import Buffer, crc32c
 from shmlog.records.layout import (
     ALIGNMENT,
     BATCH_SIZE_MAX,
@@ -30,8 +30,6 @@ from shmlog.records.layout import (
     Flag,
     padded,
 )
-
-Buffer = bytes | bytearray | memoryview
 
 _BATCH_SIZE_MIN = HEADER_SIZE + ALIGNMENT  # one record, one position column or one value
 _CODEC_LAST = max(Codec)
@@ -103,10 +101,11 @@ def read_size(buffer: Buffer, position: int) -> int:
 def decode_header(buffer: Buffer, position: int = 0) -> BatchHeader:
     """The header of the batch at `position`, checked in itself; CRCs are not checked here.
 
-    Raises CorruptMessage if there is no whole batch, InvalidRecord if a field breaks a rule of the format.
+    Raises CorruptMessage if there is no whole batch, InvalidRecord if a field breaks a rule of the
+    format.
     """
     available = len(buffer) - position
-    if available < HEADER_SIZE:
+    if position < 0 or available < HEADER_SIZE:
         raise CorruptMessage(
             f"{available} bytes at position {position}; a header has {HEADER_SIZE}"
         )
@@ -131,8 +130,8 @@ def decode_header(buffer: Buffer, position: int = 0) -> BatchHeader:
 
 def _fault(header: BatchHeader) -> str:
     """The rule of the format that a header's producer half breaks, "" if none."""
-    (_, size, _, _, _, _, _, _, _, version, codec, flags, count, last_offset_delta, _,
-     base_timestamp_ns, max_timestamp_ns, _, _, width, columns_size, stored_size) = header  # fmt: skip
+    (version, codec, flags, count, last_offset_delta, _, base_timestamp_ns, max_timestamp_ns,
+     _, _, width, columns_size, stored_size) = header[9:]  # fmt: skip
     if version != VERSION or codec > _CODEC_LAST or flags > FLAGS_KNOWN:
         return f"version {version}, codec {codec}, flags {flags:#x} are not known"
     if count == 0 or last_offset_delta != count - 1:
@@ -145,8 +144,12 @@ def _fault(header: BatchHeader) -> str:
         max_timestamp_ns < base_timestamp_ns or not flags & _TIMESTAMPS
     ):
         return f"timestamps from {base_timestamp_ns} to {max_timestamp_ns} ns, flags {flags:#x}"
-    if size != HEADER_SIZE + padded(stored_size) or (codec == 0 and stored_size != columns_size):
-        return f"{columns_size} bytes of columns stored in {stored_size}, batch size {size}"
+    if header.batch_size != HEADER_SIZE + padded(stored_size) or (
+        codec == 0 and stored_size != columns_size
+    ):
+        return (
+            f"{columns_size} bytes of columns stored in {stored_size}, {header.batch_size} in all"
+        )
     if columns_size > COLUMNS_SIZE_MAX or columns_size % ALIGNMENT:
         return f"{columns_size} bytes of columns; a multiple of 8 up to {COLUMNS_SIZE_MAX}"
     if columns_size < count * (width or 4):
@@ -185,8 +188,8 @@ def is_stamped(header: BatchHeader) -> bool:
 def iterate(buffer: Buffer, position: int = 0) -> Iterator[tuple[int, BatchHeader]]:
     """(position, header) of the batches that follow each other from `position` on.
 
-    Ends at the buffer's end, before a batch of which a part is missing, or where the magic word is 0.
-    Raises as `decode_header` does.
+    Ends at the buffer's end, before a batch of which a part is missing, or where the magic word is
+    0. Raises as `decode_header` does.
     """
     end = len(buffer)
     while end - position >= START.size:

@@ -26,7 +26,7 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
          104 | producer_epoch     i16  -1 = none     |
          106 | reserved           2 bytes, zero      |
          108 | value_width        u32  0 = variable  |  > 0: every value has it, none is null
-         112 | columns_size       u32  bytes         |  of the columns before compression
+         112 | columns_size       u32  bytes         |  of the columns not compressed; 8 divides it
          116 | stored_size        u32  bytes         |  of the columns as stored, before padding
          120 | reserved           8 bytes, zero      |
          128 +---------------------------------------+
@@ -37,7 +37,7 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
 The columns (after decompression), in this order, each padded to 8 bytes, n = record_count:
 
     TIMESTAMPS    timestamp deltas   i64[n]        >= 0, added to base_timestamp; absent: all 0
-    KEYS          key positions      i32[n + 1]    rising from 0, into the key bytes; absent: no keys
+    KEYS          key positions      i32[n + 1]    rising from 0, into the key bytes
     KEY_NULLS     key validity       ceil(n/8) B   bit i % 8 of byte i // 8 set = record i has a key
     (width 0)     value positions    i32[n + 1]    rising from 0, into the value bytes
     VALUE_NULLS   value validity     ceil(n/8) B   as for keys; never together with value_width > 0
@@ -47,14 +47,14 @@ The columns (after decompression), in this order, each padded to 8 bytes, n = re
     HEADERS       header bytes       header positions[n] bytes; per header of a record:
                                      u16 name size, i32 value size (-1 = null), name (UTF-8), value
 
-Without compression columns_size = stored_size, a multiple of 8. A null takes no bytes in its column;
-KEY_NULLS without KEYS is invalid. Positions are what Arrow calls offsets (variable-size binary): here
-an offset is a place in the log.
+Without compression columns_size = stored_size. A null takes no bytes in its column. Without KEYS no
+record has a key, and there are no KEY_NULLS. Positions are what Arrow calls offsets (variable-size
+binary): here an offset is a place in the log.
 
-Two checksums, because two parties write: the leader stamps its half without touching the producer's.
-The body CRC lies under the header CRC, so one header CRC vouches for offset, epoch, tag and content
-together. Neither CRC is trusted for layout: sizes and extents are checked against each other before
-use. A batch that no leader has stamped yet has zeros from leader_epoch to header_crc.
+Two checksums, because two parties write: the leader stamps its half without touching the
+producer's. The body CRC lies under the header CRC, so one header CRC vouches for offset, epoch, tag
+and content together. Neither CRC is trusted for layout: sizes and extents are checked against each
+other before use. A batch that no leader has stamped yet has zeros from leader_epoch to header_crc.
 """
 
 from __future__ import annotations

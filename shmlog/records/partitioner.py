@@ -1,7 +1,7 @@
 """Which partition a key belongs to: a pure function, in every language's standard library.
 
-CRC-32 (zlib's, unsigned) modulo the number of partitions; librdkafka calls it `consistent`. An empty
-key is a key and is hashed; a record without a key is placed by the producer.
+CRC-32 (zlib's, unsigned) modulo the number of partitions; librdkafka calls it `consistent`. An
+empty key is a key and is hashed; a record without a key is placed by the producer.
 """
 
 from __future__ import annotations

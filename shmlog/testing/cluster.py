@@ -137,6 +137,8 @@ class LocalCluster:
         """Wait until every broker serves (again). Raises RequestTimedOut."""
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while set(self.pids) != set(self.brokers):
+            if self._supervisor is None:
+                raise ClusterNotFound(f"the cluster in {self.dir} was stopped")
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
                 raise RequestTimedOut(f"brokers {sorted(self.pids)} after {timeout_s:g} s")
             clock.sleep(_POLL_S)

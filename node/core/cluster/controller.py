@@ -190,7 +190,9 @@ def alter_topic(
     records: list[Record] = [
         ConfigRecord(topic.topic_id, key, value) for key, value in sorted(checked.items())
     ]
-    records += [ConfigRecord(topic.topic_id, key, None) for key in sorted(gone & set(topic.overrides))]
+    records += [
+        ConfigRecord(topic.topic_id, key, None) for key in sorted(gone & set(topic.overrides))
+    ]
     return records
 
 

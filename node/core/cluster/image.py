@@ -147,6 +147,7 @@ class _Draft:
         self.next_producer_id = image.next_producer_id
         self.defaults = image.topic_defaults
         self.partitions: dict[str, list[PartitionRecord]] = {}
+        self.overrides: dict[str, dict[str, Any]] = {}
 
     def apply(self, record: Record) -> None:
         match record:
@@ -164,6 +165,7 @@ class _Draft:
                 name = self.names.pop(record.topic_id)
                 del self.topics[name]
                 self.partitions.pop(name, None)
+                self.overrides.pop(name, None)
             case PartitionRecord():
                 self._partition(record)
             case ConfigRecord():
@@ -182,18 +184,22 @@ class _Draft:
             partitions[record.partition] = record
 
     def _config(self, record: ConfigRecord) -> None:
-        topic = self.topics[self.names[record.topic_id]]
-        overrides = dict(topic.overrides)
+        name = self.names[record.topic_id]
+        overrides = self.overrides.get(name)
+        if overrides is None:
+            overrides = self.overrides[name] = dict(self.topics[name].overrides)
         if record.value is None:
             overrides.pop(record.key, None)
         else:
             overrides[record.key] = record.value
-        config = TopicConfig(**{**self.defaults, **overrides})
-        self.topics[topic.name] = replace(topic, overrides=overrides, config=config)
 
     def finish(self, offset: int) -> Image:
         for name, partitions in self.partitions.items():
             self.topics[name] = replace(self.topics[name], partitions=tuple(partitions))
+        # Only the whole set is a valid configuration: settings have rules between each other.
+        for name, overrides in self.overrides.items():
+            config = TopicConfig(**{**self.defaults, **overrides})
+            self.topics[name] = replace(self.topics[name], overrides=overrides, config=config)
         return Image(
             cluster=self.cluster,
             offset=offset,

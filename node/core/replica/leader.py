@@ -13,7 +13,9 @@ from __future__ import annotations
 class Leader:
     """The ends of one partition that this broker leads."""
 
-    def __init__(self, *, written_end: int, synced_end: int, high_watermark: int, durability: str) -> None:
+    def __init__(
+        self, *, written_end: int, synced_end: int, high_watermark: int, durability: str
+    ) -> None:
         self.written_end = written_end
         self.synced_end = synced_end
         self.high_watermark = high_watermark

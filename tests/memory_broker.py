@@ -1,0 +1,223 @@
+"""The shipped turn, handlers, partitions and metadata over parts that a test drives by hand.
+
+Only socket, clock, workers and disk are replaced: requests are put into `wire`, jobs run when the test says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from node.catalog import Catalog
+from node.core.cluster import controller
+from node.core.cluster.image import BrokerRecord
+from node.handlers import table
+from node.handlers.exchange import Context, Identity
+from node.io.loop import Loop
+from node.io.wire import Received
+from node.io.workers import Completion, Lane
+from node.metadata import Metadata
+from node.rings import Rings
+from shmlog.clock import ManualClock
+from shmlog.log.storage import MemoryStorage
+from shmlog.protocol import header
+from shmlog.registry import MemoryList
+from shmlog.settings import ClusterConfig
+
+Answer = tuple[dict[str, Any], list[bytes]]
+
+
+class HandWire:
+    """A wire whose clients are the test."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Received] = deque()
+        self.sent: list[tuple[bytes, list[bytes]]] = []
+
+    def poll(self, timeout_ms: int) -> bool:
+        return bool(self.waiting)
+
+    def receive(self) -> Received | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def send(self, client: bytes, frames: Sequence[bytes]) -> None:
+        self.sent.append((client, list(frames)))
+
+    def flush(self) -> bool:
+        return False
+
+    def guard_descriptors(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class HandWorkers:
+    """Jobs wait in `queued` until the test runs them; what they did is seen by the next turn."""
+
+    def __init__(self) -> None:
+        self.queued: deque[tuple[Lane, Callable[[], object], Callable[..., None]]] = deque()
+        self._done: list[Completion] = []
+        self.held: set[Lane] = set()
+
+    def fileno(self) -> int:
+        return -1
+
+    def submit(self, lane: Lane, run: Callable[[], object], done: Callable[..., None]) -> None:
+        self.queued.append((lane, run, done))
+
+    def run(self) -> int:
+        """Run every queued job of a lane that is not held; how many."""
+        jobs, self.queued = self.queued, deque()
+        count = 0
+        for lane, run, done in jobs:
+            if lane in self.held:
+                self.queued.append((lane, run, done))
+                continue
+            count += 1
+            try:
+                self._done.append(Completion(done, run(), None))
+            except BaseException as error:  # noqa: BLE001
+                self._done.append(Completion(done, None, error))
+        return count
+
+    def completions(self) -> list[Completion]:
+        done, self._done = self._done, []
+        return done
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryBroker:
+    """One broker; `ask` sends a request and turns until it is answered."""
+
+    def __init__(
+        self,
+        tmp_path: Path,
+        *,
+        storage: MemoryStorage | None = None,
+        settings: ClusterConfig | None = None,
+        clock: ManualClock | None = None,
+        incarnation: int = 1,
+        clean: bool = False,
+    ) -> None:
+        self.storage = storage or MemoryStorage()
+        self.clock = clock or ManualClock(monotonic_ns=10**9)
+        self.wire = HandWire()
+        self.workers = HandWorkers()
+        metadata = Metadata(
+            self.storage, "data", topic_defaults={}, clock=self.clock, same_boot=True, clean=clean
+        )
+        if not metadata.check_cluster("c"):
+            metadata.found("c")
+        record = BrokerRecord(0, incarnation, "boot", "ipc:///nowhere")
+        metadata.commit_now(lambda image: controller.register_broker(image, record))
+        ids = itertools.count(incarnation << 32)
+        self.context = Context(
+            identity=Identity("c", 0, incarnation, "ipc:///nowhere", (0,)),
+            settings=settings or ClusterConfig(),
+            clock=self.clock,
+            metadata=metadata,
+            partitions={},
+            new_topic_id=lambda: next(ids).to_bytes(16, "big"),
+        )
+        table.bind(self.context)
+        rings = Rings(MemoryList(tmp_path / "names"), 0)  # no room: rings on the heap
+        self.catalog = Catalog(
+            self.context, self.storage, self.workers, rings, "data", same_boot=True, clean=clean
+        )
+        self.catalog.open_all()
+        self.loop = Loop(self.context, self.catalog, self.wire, self.workers, self.clock)
+        self._id = 0
+
+    def post(self, message: dict[str, Any], *frames: bytes, client: bytes = b"c1") -> int:
+        """Put a request into the socket; its id."""
+        self._id += 1
+        data = header.encode({"id": self._id, **message}, header.Codec.JSON)
+        self.wire.waiting.append(Received(client, [data, *frames]))
+        return self._id
+
+    def turn(self) -> None:
+        """Run the jobs that wait, then one turn."""
+        self.workers.run()
+        self.loop.turn()
+
+    def answer(self, wanted: int) -> Answer | None:
+        """The answer to a request, if it has been sent."""
+        found = [frames for _, frames in self.wire.sent if self._id_of(frames) == wanted]
+        assert len(found) <= 1, f"request {wanted} was answered {len(found)} times"
+        return (header.decode(found[0][0], dict), found[0][1:]) if found else None
+
+    def _id_of(self, frames: list[bytes]) -> Any:
+        decoded: dict[str, Any] = header.decode(frames[0], dict)
+        return decoded.get("id")
+
+    def ask(self, message: dict[str, Any], *frames: bytes, turns: int = 20) -> Answer:
+        """The answer to a request."""
+        wanted = self.post(message, *frames)
+        for _ in range(turns):
+            self.turn()
+            found = self.answer(wanted)
+            if found is not None:
+                return found
+        raise AssertionError(f"{message['op']} was not answered in {turns} turns")
+
+    def create(self, topic: str, partitions: int = 1, **configs: Any) -> None:
+        """Make a topic."""
+        reply, _ = self.ask(
+            {
+                "op": "create_topic",
+                "topic": topic,
+                "partition_count": partitions,
+                "configs": configs,
+            }
+        )
+        assert reply["error"] == 0, reply
+        assert reply["ready"], reply
+
+    def produce(
+        self, topic: str, *values: bytes, partition: int = 0, **fields: Any
+    ) -> dict[str, Any]:
+        """Simple produce of keyless values; the answer."""
+        frames = [x for value in values for x in (b"", value)]
+        message = {
+            "op": "produce",
+            "mode": "simple",
+            "topic": topic,
+            "partition": partition,
+            "count": len(values),
+            "null_keys": list(range(len(values))),
+            **fields,
+        }
+        return self.ask(message, *frames)[0]
+
+    def fetch(self, topic: str, offset: int = 0, partition: int = 0, **fields: Any) -> Answer:
+        """Simple fetch."""
+        message = {
+            "op": "fetch",
+            "mode": "simple",
+            "topic": topic,
+            "partition": partition,
+            "offset": offset,
+            "max_wait_ms": 0,
+            **fields,
+        }
+        return self.ask(message)
+
+    def values(self, topic: str, partition: int = 0) -> list[bytes]:
+        """Every committed value."""
+        out: list[bytes] = []
+        while True:
+            reply, frames = self.fetch(topic, len(out), partition)
+            assert reply["error"] == 0, reply
+            if not frames:
+                return out
+            out += frames[1::2]

@@ -1,0 +1,175 @@
+"""A log against a list: whatever is done to it in whatever order, it holds what the list holds."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from log_support import DIRECTORY, Stamped, batch, config, open_log, read_all, run, sync
+
+from shmlog.errors import OffsetOutOfRange
+from shmlog.log.log import Log
+from shmlog.log.storage import MemoryStorage
+from shmlog.log.verify import verify
+from shmlog.records.batch import iterate
+
+SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
+TIMES = st.integers(0, 40)
+PRODUCER = 7
+
+
+class LogMachine(RuleBasedStateMachine):
+    """The model: every batch ever appended, the log start, the synced end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storage = MemoryStorage()
+        self.batches: list[Stamped] = []
+        self.times: list[int] = []
+        self.start = self.synced = self.epoch = self.sequence = 0
+        self.log: Log
+
+    @initialize(
+        segment_bytes=st.sampled_from([600, 1500, 6000]), interval=st.sampled_from([1, 500])
+    )
+    def open(self, segment_bytes: int, interval: int) -> None:
+        self.config = config(segment_bytes=segment_bytes, index_interval_bytes=interval)
+        self.log = open_log(self.storage, config=self.config)
+
+    @property
+    def end(self) -> int:
+        return len(self.times)
+
+    @rule(sizes=SIZES, data=st.data(), new_epoch=st.booleans())
+    def append(self, sizes: list[int], data: st.DataObject, new_epoch: bool) -> None:
+        self.epoch += new_epoch
+        turn = []
+        for size in sizes:
+            times = data.draw(st.lists(TIMES, min_size=size, max_size=size))
+            one = batch(
+                self.end,
+                size,
+                epoch=self.epoch,
+                timestamps=times,
+                append_time_ns=self.end,
+                producer_id=PRODUCER,
+                producer_epoch=0,
+                sequence=self.sequence,
+            )
+            assert self.log.producers.check(one[0]) is None
+            self.log.producers.apply(one[0], self.end, self.end, 0)
+            self.sequence += size
+            self.times += times
+            turn.append(one)
+        self.log.append(turn, now_ns=0)
+        self.batches += turn
+
+    @rule(data=st.data(), limit=st.sampled_from([1, 300, 1000, 1 << 20]))
+    def read(self, data: st.DataObject, limit: int) -> None:
+        offset = data.draw(st.integers(self.start, self.end))
+        ends = [0, *(header.end_offset for header, _ in self.batches)]
+        end = data.draw(st.sampled_from(ends))
+        got = self.log.read(offset, max_bytes=limit, end_offset=end)
+        wanted = [one for one in self.batches if offset < one[0].end_offset <= end]
+        assert b"".join(one for _, one in wanted).startswith(got)
+        assert bool(got) == bool(wanted)
+        headers = [header for _, header in iterate(got)]
+        assert sum(header.batch_size for header in headers) == len(got)
+        assert len(got) <= limit or len(headers) == 1
+
+    @rule(beyond=st.integers(1, 5))
+    def read_outside(self, beyond: int) -> None:
+        for offset in (self.start - beyond, self.end + beyond):
+            try:
+                self.log.read(offset, max_bytes=1, end_offset=self.end)
+            except OffsetOutOfRange:
+                continue
+            raise AssertionError(f"offset {offset} was read")
+
+    @rule(time=TIMES, data=st.data())
+    def find_time(self, time: int, data: st.DataObject) -> None:
+        end = data.draw(st.sampled_from([h.base_offset for h, _ in self.batches] + [self.end]))
+        hits = ((o, t) for o, t in enumerate(self.times[:end]) if o >= self.start and t >= time)
+        assert self.log.offset_for_time(time, end) == next(hits, None)
+
+    @rule()
+    def sync(self) -> None:
+        sync(self.log)
+        self.synced = self.end
+        assert self.log.synced_end_offset == self.end
+
+    @rule(behind=st.integers(0, 3))
+    def checkpoint(self, behind: int) -> None:
+        run(self.log.checkpoint_job(max(0, self.end - behind)))
+
+    @rule()
+    def allocate(self) -> None:
+        job = self.log.allocation_job()
+        if job is not None:
+            job.run()
+            self.log.finish_allocation(job)
+
+    @rule(data=st.data())
+    def trim(self, data: st.DataObject) -> None:
+        self.start = data.draw(st.integers(self.start, self.synced))
+        for job in self.log.set_log_start(self.start):
+            job.run()
+        run(self.log.checkpoint_job(self.synced))
+
+    @rule()
+    def stop_and_start(self) -> None:
+        self.log.close(self.end)
+        found = verify(self.storage, DIRECTORY)
+        assert (found.damage, found.notes) == ([], [])
+        self.log = open_log(self.storage, config=self.config, clean=True)
+        self.synced = self.end
+
+    @rule(seed=st.integers(0, 1000), torn=st.booleans())
+    def kill_and_start(self, seed: int, torn: bool) -> None:
+        in_flight = None
+        if torn:
+            active = max(name for name in self.storage.files if name.endswith(".log"))
+            half = batch(self.end, 3)[1][:-8]
+            in_flight = (active, self.log._segments[-1].size, half)
+        self.storage = self.storage.after_kill(random.Random(seed), in_flight=in_flight)
+        assert verify(self.storage, DIRECTORY).damage == []
+        self.log = open_log(self.storage, config=self.config)
+        assert self.log.synced_end_offset == self.end
+        self.synced = self.end
+
+    @invariant()
+    def the_ends_agree(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        assert self.log.log_end_offset == self.end
+        assert self.log.log_start_offset == self.start
+        assert self.log.log_start_offset <= self.log.synced_end_offset <= self.end
+
+    @invariant()
+    def all_batches_are_there_with_their_epochs(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        wanted = [one for one in self.batches if one[0].end_offset > self.start]
+        assert read_all(self.log) == [data for _, data in wanted]
+        for header, _ in wanted:
+            offset = max(header.base_offset, self.start)
+            assert self.log.epochs.epoch_for(offset) == header.leader_epoch
+
+    @invariant()
+    def the_last_batches_are_known_as_duplicates(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        for header, _ in self.batches[-5:]:
+            found = self.log.producers.check(header)
+            assert found is not None, header
+            assert found.base_offset == header.base_offset
+        if self.batches:
+            assert self.log.last_append_time_ns == self.batches[-1][0].append_time_ns
+
+
+LogMachine.TestCase.settings = settings(
+    deadline=None, max_examples=60, stateful_step_count=30, derandomize=True
+)
+test_a_log_holds_what_a_list_holds = LogMachine.TestCase

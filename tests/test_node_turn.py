@@ -1,0 +1,467 @@
+"""The shipped turn, from a request's frames to its one answer, without a socket, a thread or a disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_broker import MemoryBroker
+
+from node.io.workers import Lane
+from shmlog.clock import NS_PER_MS
+from shmlog.protocol import header
+from shmlog.records.builder import build
+from shmlog.settings import ClusterConfig
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> MemoryBroker:
+    made = MemoryBroker(tmp_path)
+    made.create("t")
+    return made
+
+
+def fast(broker: MemoryBroker, batch: bytes, topic: str = "t", **fields: Any) -> dict[str, Any]:
+    message = {"op": "produce", "mode": "fast", "partitions": [{"topic": topic, "partition": 0}]}
+    reply, _ = broker.ask({**message, **fields}, bytes(batch))
+    assert reply["error"] == 0, reply
+    entry: dict[str, Any] = reply["partitions"][0]
+    return entry
+
+
+def test_records_come_back_in_order_without_gaps(broker: MemoryBroker) -> None:
+    for i in range(5):
+        reply = broker.produce("t", b"%d" % i, b"%d'" % i)
+        assert (reply["error"], reply["base_offset"]) == (0, 2 * i)
+    assert broker.values("t") == [b"%d%s" % (i, x) for i in range(5) for x in (b"", b"'")]
+
+
+def test_everything_queued_in_a_turn_is_one_write(broker: MemoryBroker) -> None:
+    before = sum(kind == "pwrite" and "t-0" in path for kind, path, _ in broker.storage.operations)
+    ids = [
+        broker.post(
+            {"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1},
+            b"k",
+            b"%d" % i,
+        )
+        for i in range(50)
+    ]
+    broker.turn()
+    writes = sum(kind == "pwrite" and "t-0" in path for kind, path, _ in broker.storage.operations)
+    assert writes == before + 1
+    offsets = [answer[0]["base_offset"] for i in ids if (answer := broker.answer(i))]
+    assert offsets == list(range(50))
+
+
+def test_at_disk_nothing_is_acked_or_visible_before_its_sync(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("d", durability="disk")
+    broker.workers.held.add(Lane.SYNC)
+    message = {"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}
+    ids = [broker.post({**message, "acks": acks}, b"k", b"v") for acks in ("all", "1")]
+    for _ in range(5):
+        broker.turn()
+    assert [broker.answer(i) for i in ids] == [None, None]
+    assert broker.fetch("d")[0]["count"] == 0
+    broker.workers.held.clear()
+    for _ in range(3):
+        broker.turn()
+    answers = [answer for i in ids if (answer := broker.answer(i))]
+    assert [a[0]["base_offset"] for a in answers] == [0, 1]
+    assert broker.fetch("d")[0]["high_watermark"] == 2
+
+
+def test_one_sync_is_under_way_at_a_time_and_covers_what_gathered(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("d", durability="disk")
+    broker.produce("d", b"first")
+    broker.workers.held.add(Lane.SYNC)
+    message = {"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}
+    ids = []
+    for i in range(10):
+        ids.append(broker.post(message, b"k", b"%d" % i))
+        broker.turn()
+    queued = [lane for lane, _, _ in broker.workers.queued if lane is Lane.SYNC]
+    assert len(queued) == 1
+    broker.workers.held.clear()
+    for _ in range(4):
+        broker.turn()
+    assert all(broker.answer(i) for i in ids)
+
+
+def test_acks_0_is_answered_on_admission_without_an_offset(broker: MemoryBroker) -> None:
+    reply = broker.produce("t", b"v", acks="0")
+    assert (reply["error"], reply["base_offset"]) == (0, -1)
+    assert broker.values("t") == [b"v"]
+
+
+def test_a_full_disk_takes_the_whole_turn_back_and_the_broker_goes_on(broker: MemoryBroker) -> None:
+    broker.produce("t", b"kept")
+    batch = build([b"x"], timestamps=1, producer_id=7, producer_epoch=0, base_sequence=0)
+    broker.storage.fail("pwrite", 1, errno.ENOSPC)
+    entry = fast(broker, batch)
+    assert (entry["error"], entry["retriable"]) == (1002, True)
+    assert broker.values("t") == [b"kept"]
+    assert fast(broker, batch)["base_offset"] == 1  # the sequence was taken back too
+    assert fast(broker, batch)["base_offset"] == 1  # and is known now
+    assert broker.values("t") == [b"kept", b"x"]
+
+
+def test_a_failed_write_ends_the_broker_and_nothing_is_acked(broker: MemoryBroker) -> None:
+    broker.storage.fail("pwrite", 1, errno.EIO)
+    wanted = broker.post(
+        {"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1}, b"", b"v"
+    )
+    with pytest.raises(OSError, match="injected"):
+        broker.turn()
+    assert broker.answer(wanted) is None
+
+
+def test_a_failed_sync_ends_the_broker(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("d", durability="disk")
+    broker.storage.fail("sync", 1)
+    wanted = broker.post(
+        {"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}, b"", b"v"
+    )
+    with pytest.raises(OSError, match="injected"):
+        for _ in range(3):
+            broker.turn()
+    assert broker.answer(wanted) is None
+
+
+def test_a_wake_up_call_sleeps_until_the_high_watermark_passes(broker: MemoryBroker) -> None:
+    call = {"op": "fetch", "mode": "fast", "max_bytes": 0, "max_wait_ms": 1000}
+    wanted = broker.post({**call, "partitions": [{"topic": "t", "partition": 0, "offset": 0}]})
+    broker.turn()
+    assert broker.answer(wanted) is None
+    broker.produce("t", b"v")
+    answer = broker.answer(wanted)
+    assert answer is not None
+    assert answer[0]["partitions"][0]["high_watermark"] == 1
+    assert answer[1] == []
+
+
+def test_a_long_poll_ends_empty_at_its_time_and_is_no_error(broker: MemoryBroker) -> None:
+    wanted = broker.post(
+        {
+            "op": "fetch",
+            "mode": "simple",
+            "topic": "t",
+            "partition": 0,
+            "offset": 0,
+            "max_wait_ms": 100,
+        }
+    )
+    broker.turn()
+    broker.clock.advance(99 * NS_PER_MS)
+    broker.turn()
+    assert broker.answer(wanted) is None
+    broker.clock.advance(2 * NS_PER_MS)
+    broker.turn()
+    answer = broker.answer(wanted)
+    assert answer is not None
+    assert (answer[0]["error"], answer[0]["count"], answer[0]["next_offset"]) == (0, 0, 0)
+
+
+def test_min_bytes_waits_for_more_than_is_there(broker: MemoryBroker) -> None:
+    broker.produce("t", b"x" * 100)
+    entry = {"topic": "t", "partition": 0, "offset": 0}
+    wanted = broker.post({"op": "fetch", "mode": "fast", "min_bytes": 500, "partitions": [entry]})
+    broker.turn()
+    assert broker.answer(wanted) is None
+    broker.produce("t", b"x" * 400)
+    assert broker.answer(wanted) is not None
+
+
+def test_the_first_partition_makes_progress_whatever_the_limit(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("t", partitions=2)
+    for partition in (0, 1):
+        broker.produce("t", b"x" * 5000, partition=partition)
+    entries = [{"topic": "t", "partition": p, "offset": 0, "max_bytes": 10} for p in (0, 1)]
+    reply, frames = broker.ask(
+        {"op": "fetch", "mode": "fast", "max_bytes": 100, "partitions": entries}
+    )
+    assert [len(f) > 5000 for f in frames] == [True]
+    assert [p["bytes"] > 0 for p in reply["partitions"]] == [True, False]
+
+
+def test_a_duplicate_is_answered_with_its_first_offset_even_if_it_would_now_be_refused(
+    broker: MemoryBroker,
+) -> None:
+    batch = build([b"x" * 2000], timestamps=1, producer_id=7, producer_epoch=0, base_sequence=0)
+    assert fast(broker, batch)["base_offset"] == 0
+    reply, _ = broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": 1024}})
+    assert reply["error"] == 0
+    assert fast(broker, batch)["base_offset"] == 0
+    other = build([b"x" * 2000], timestamps=1, producer_id=7, producer_epoch=0, base_sequence=1)
+    assert fast(broker, other)["error"] == 10
+
+
+@pytest.mark.parametrize(
+    ("sequence", "epoch", "producer", "error"),
+    [(5, 0, 7, 45), (3, 0, 8, 59), (0, -1, 7, 47), (1, 1, 7, 45), (1, 0, 7, 0), (0, 1, 7, 0)],
+)
+def test_sequences_follow_the_table(
+    broker: MemoryBroker, sequence: int, epoch: int, producer: int, error: int
+) -> None:
+    first = build([b"a"], timestamps=1, producer_id=7, producer_epoch=1, base_sequence=0)
+    assert fast(broker, first)["error"] == 0
+    batch = build(
+        [b"b"], timestamps=1, producer_id=producer, producer_epoch=1 + epoch, base_sequence=sequence
+    )
+    assert fast(broker, batch)["error"] == error
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda b: b[:-8], 2),
+        (lambda b: b + bytes(8), 2),
+        (lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:], 2),
+        (lambda b: b"", 2),
+        (lambda b: b"x" * len(b), 2),
+        (lambda b: bytes(build([b"v"], timestamps=(1 << 62))), 32),
+        (lambda b: bytes(build([b"v" * (1 << 20)], timestamps=1)), 10),
+    ],
+)
+def test_a_batch_that_breaks_a_rule_is_refused_and_nothing_is_appended(
+    broker: MemoryBroker, change: Any, error: int
+) -> None:
+    batch = bytes(build([b"v" * 10, b"w" * 200], timestamps=1))
+    assert fast(broker, change(batch))["error"] == error
+    assert fast(broker, batch)["base_offset"] == 0
+
+
+def test_a_restart_keeps_what_was_acked_and_raises_the_leader_epoch(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("t", partitions=3)
+    for i in range(10):
+        broker.produce("t", b"%d" % i, partition=i % 3)
+    for incarnation in (2, 3):
+        killed = broker.storage.after_kill(random.Random(incarnation))
+        broker = MemoryBroker(tmp_path, storage=killed, clock=broker.clock, incarnation=incarnation)
+        assert [broker.values("t", p) for p in range(3)] == [
+            [b"%d" % i for i in range(10) if i % 3 == p] for p in range(3)
+        ]
+        topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
+        assert {p["leader_epoch"] for p in topic["partitions"]} == {incarnation}
+
+
+def test_a_deleted_topic_answers_whoever_waits_and_its_name_can_be_used_again(
+    broker: MemoryBroker,
+) -> None:
+    broker.produce("t", b"old")
+    before, _ = broker.ask({"op": "describe_topic", "topic": "t"})
+    waiting = broker.post(
+        {
+            "op": "fetch",
+            "mode": "simple",
+            "topic": "t",
+            "partition": 0,
+            "offset": 1,
+            "max_wait_ms": 60000,
+        }
+    )
+    broker.turn()
+    assert broker.ask({"op": "delete_topic", "topic": "t"})[0]["error"] == 0
+    broker.turn()
+    answer = broker.answer(waiting)
+    assert answer is not None
+    assert answer[0]["error"] == 3
+    broker.turn()
+    assert not [name for name in broker.storage.list("data") if name.startswith("t-")]
+    broker.create("t")
+    assert broker.values("t") == []
+    reply = broker.produce("t", b"new", topic_id=before["topic_id"])
+    assert reply["error"] == 100
+
+
+def test_delete_records_raises_the_log_start_for_good(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("t")
+    for i in range(10):
+        broker.produce("t", b"%d" % i)
+    trim = {"op": "delete_records", "partitions": [{"topic": "t", "partition": 0, "offset": 4}]}
+    assert broker.ask(trim)[0]["partitions"][0]["log_start"] == 4
+    assert broker.fetch("t", 3)[0]["error"] == 1
+    assert broker.fetch("t", 4)[1][1] == b"4"
+    storage = broker.storage.after_kill(random.Random(1))
+    again = MemoryBroker(tmp_path, storage=storage, clock=broker.clock, incarnation=2)
+    assert again.fetch("t", 3)[0]["error"] == 1
+    trim["partitions"] = [{"topic": "t", "partition": 0, "offset": 11}]
+    assert again.ask(trim)[0]["partitions"][0]["error"] == 1
+
+
+def test_min_metadata_holds_a_request_until_the_image_is_there(broker: MemoryBroker) -> None:
+    now = broker.context.metadata.image.offset
+    wanted = broker.post({"op": "metadata", "min_metadata": now + 1})
+    late = broker.post({"op": "metadata", "min_metadata": now + 50, "timeout_ms": 10})
+    broker.turn()
+    assert broker.answer(wanted) is None
+    broker.create("u")
+    assert broker.answer(wanted) is not None
+    broker.clock.advance(11 * NS_PER_MS)
+    broker.turn()
+    answer = broker.answer(late)
+    assert answer is not None
+    assert answer[0]["error"] == 7
+
+
+def test_above_the_memory_budget_requests_are_busy_and_it_recovers(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path, settings=ClusterConfig(request_memory_bytes=16 << 20))
+    broker.create("d", durability="disk")
+    broker.workers.held.add(Lane.SYNC)
+    message = {"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}
+    ids = []
+    for _ in range(25):
+        ids.append(broker.post(message, b"", b"x" * 900_000))
+        broker.turn()
+    busy = [a[0] for i in ids if (a := broker.answer(i))]
+    assert busy
+    assert {a["error"] for a in busy} == {1000}
+    assert busy[0]["retry_after_ms"] > 0
+    broker.workers.held.clear()
+    for _ in range(5):
+        broker.turn()
+    assert all(broker.answer(i) for i in ids)
+    assert broker.context.admitted_bytes == 0
+    assert broker.produce("d", b"again")["error"] == 0
+
+
+def test_a_turn_is_bounded_in_requests(broker: MemoryBroker) -> None:
+    for _ in range(300):
+        broker.post({"op": "hello"})
+    broker.turn()
+    assert len(broker.wire.waiting) == 300 - 256
+
+
+def test_settings_are_changed_whole_or_not_at_all(broker: MemoryBroker) -> None:
+    reply, _ = broker.ask(
+        {"op": "alter_topic", "topic": "t", "set": {"durability": "disk", "sync_interval": 1}}
+    )
+    assert reply["error"] == 40
+    topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
+    assert topic["configs"]["durability"] == {"value": "os", "source": "default", "default": "os"}
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"durability": "disk"}})[0]["error"]
+        == 0
+    )
+    topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
+    assert topic["configs"]["durability"]["source"] == "topic"
+    assert broker.produce("t", b"v")["error"] == 0
+    for bad in ({"retention.ms": 1}, {"nosuch": 1}, {"ring_bytes": 1}):
+        reply, _ = broker.ask({"op": "alter_topic", "topic": "t", "set": bad})
+        assert reply["error"] == 40, bad
+
+
+def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> None:
+    for _ in range(3):
+        broker.produce("t", b"v")
+    partition = broker.context.partitions["t", 0]
+    old = partition.ring
+    assert old is not None
+    change = {"ring_bytes": "64MiB", "max_message_bytes": "8MiB", "max_uncompressed_bytes": "64MiB"}
+    assert broker.ask({"op": "alter_topic", "topic": "t", "set": change})[0]["error"] == 0
+    assert fast(broker, build([b"x" * (7 << 20)], timestamps=1))["error"] == 0
+    for _ in range(3):
+        broker.produce("t", b"v")
+    assert partition.ring is not None
+    assert partition.ring.capacity == 64 << 20
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": "1MiB"}})[0][
+            "error"
+        ]
+        == 0
+    )
+    assert (
+        broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": 0}})[0]["error"] == 0
+    )
+    assert broker.produce("t", b"last")["base_offset"] == 7
+    assert partition.ring is None
+    assert [len(v) for v in broker.values("t")] == [1, 1, 1, 7 << 20, 1, 1, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"topic": ""}, 17),
+        ({"topic": "a/b"}, 17),
+        ({"topic": "x" * 250}, 17),
+        ({"topic": "__mine"}, 17),
+        ({"topic": "T"}, 17),
+        ({"topic": "t"}, 36),
+        ({"topic": "u", "partition_count": 0}, 37),
+        ({"topic": "u", "partition_count": 1025}, 37),
+        ({"topic": "u", "replication_factor": 2}, 38),
+        ({"topic": "u", "configs": {"segment_bytes": "1KiB"}}, 40),
+    ],
+)
+def test_a_topic_that_breaks_a_rule_is_not_created(
+    broker: MemoryBroker, fields: dict[str, Any], error: int
+) -> None:
+    assert broker.ask({"op": "create_topic", **fields})[0]["error"] == error
+    topics, _ = broker.ask({"op": "metadata"})
+    assert [t["topic"] for t in topics["topics"]] == ["t"]
+
+
+def test_every_request_gets_exactly_one_answer_however_broken(broker: MemoryBroker) -> None:
+    rng = random.Random(5)
+    bodies = [
+        {"op": "produce", "mode": "simple", "topic": "t", "count": 3},
+        {
+            "op": "fetch",
+            "mode": "fast",
+            "partitions": [{"topic": "t", "partition": 0, "offset": -1}],
+        },
+        {"op": "list_offsets", "partitions": [{"topic": "t", "partition": 9, "timestamp": "1"}]},
+        {"op": "delete_records", "partitions": []},
+        {"op": "nope"},
+        {"op": "produce", "mode": "odd"},
+        {"op": "produce", "mode": "fast", "partitions": []},
+        {"op": "fetch", "mode": "simple", "topic": "t", "partition": 0, "offset": 2**60},
+        {"op": "create_topic", "topic": None},
+        {"op": "hello", "versions": [2, 9]},
+    ]
+    ids = []
+    for _ in range(400):
+        body = dict(rng.choice(bodies))
+        if rng.random() < 0.3:
+            body[rng.choice(["partition", "offset", "count", "acks", "topic"])] = rng.choice(
+                [-1, "x", None, [], {}, 2**70, "ü" * 300]
+            )
+        frames = [rng.randbytes(rng.randrange(20)) for _ in range(rng.randrange(4))]
+        ids.append(broker.post({**body, "max_wait_ms": 0}, *frames))
+    for _ in range(10):
+        broker.turn()
+    assert len(broker.wire.sent) >= len(ids)
+    nulls = sum(json.loads(f[0])["id"] is None for _, f in broker.wire.sent)
+    answered = sum(broker.answer(i) is not None for i in ids)
+    assert answered + nulls == len(ids)
+    assert broker.context.admitted_bytes == 0
+    assert broker.produce("t", b"still here")["error"] == 0
+
+
+def test_an_envelope_is_echoed_and_an_unreadable_header_is_answered_42(
+    broker: MemoryBroker,
+) -> None:
+    from node.io.wire import Received
+
+    data = header.encode({"op": "hello", "id": 9}, header.Codec.MSGPACK)
+    broker.wire.waiting.append(Received(b"req", [b"", data]))
+    for junk in (b"{", b"{}", b"\x80", b"\xdf\xff\xff\xff\xff", b"null", b"{" * 100_000):
+        broker.wire.waiting.append(Received(b"junk", [junk]))
+    for silent in ([], [b""], [b"", b""]):
+        broker.wire.waiting.append(Received(b"junk", silent))
+    broker.turn()
+    client, frames = broker.wire.sent[-7]
+    assert (client, frames[0]) == (b"req", b"")
+    assert header.decode(frames[1], dict)["id"] == 9
+    for _, frames in broker.wire.sent[-6:]:
+        assert header.decode(frames[0], dict)["error"] == 42
+        assert header.decode(frames[0], dict)["id"] is None
