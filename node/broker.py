@@ -68,6 +68,12 @@ class Broker:
         )
         if not self.metadata.check_cluster(cluster.cluster):
             self.metadata.found(cluster.cluster)
+        before = self.metadata.image.brokers.get(broker)
+        if before is not None and before.incarnation >= incarnation:
+            raise InvalidConfig(
+                f"{self._data_dir}/incarnation was lost: this start would be number {incarnation}, the "
+                f"metadata knows {before.incarnation}; write a number of at least that into it"
+            )
         record = BrokerRecord(broker, incarnation, boot_id, endpoint)
         self.metadata.commit_now(lambda image: controller.register_broker(image, record))
         identity = Identity(cluster.cluster, broker, incarnation, endpoint, cluster.brokers)

@@ -11,6 +11,7 @@ files; readers then fetch by socket. That is said once.
 from __future__ import annotations
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from node import journal
@@ -19,7 +20,7 @@ from node.handlers.exchange import COMMITTED, METADATA, READY, STORED, Context
 from node.io.workers import Lane, Workers
 from node.partition import Partition
 from node.rings import Rings
-from node.upkeep import Upkeep
+from node.upkeep import Upkeep, is_no_space
 from shmlog.ids import TopicPartition
 from shmlog.log import paths
 from shmlog.log.log import Log, move_to_deleted
@@ -28,6 +29,8 @@ from shmlog.ring.layout import RingIdentity
 from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
 from shmlog.ring.writer import RingWriter
+
+OPEN_THREADS = 8
 
 
 class Catalog:
@@ -56,6 +59,7 @@ class Catalog:
         self._clean = clean
         self.upkeep = Upkeep(context.clock, workers, self.settled)
         self._opening: set[tuple[bytes, int]] = set()
+        self._unopened: set[bytes] = set()  # topics with partitions that found no space
         self._ring_count = 0
 
     # -- following the image --------------------------------------------------------------------------
@@ -63,10 +67,17 @@ class Catalog:
     def open_all(self) -> None:
         """At the start: open every hosted partition in the calling thread; then set strays aside."""
         image = self._context.metadata.image
-        for topic in image.topics.values():
-            for state in topic.partitions:
-                if self._hosts(state):
-                    self._opened(topic, state, self._open(topic, state), None)
+        hosted = [
+            (topic, state)
+            for topic in image.topics.values()
+            for state in topic.partitions
+            if self._hosts(state)
+        ]
+        # Opening waits for syncs, and syncs of different files overlap.
+        with ThreadPoolExecutor(OPEN_THREADS) as pool:
+            logs = pool.map(lambda pair: self._open(*pair), hosted)
+            for (topic, state), log in zip(hosted, logs, strict=True):
+                self._opened(topic, state, log, None)
         self._set_strays_aside(image)
         # From here on every log that is opened is a new one.
         self._clean = self._same_boot = True
@@ -118,6 +129,10 @@ class Catalog:
         self, topic: Topic, state: PartitionRecord, log: object, error: BaseException | None
     ) -> None:
         self._opening.discard((topic.topic_id, state.partition))
+        if is_no_space(error):
+            journal.warning("no space to open", partition=f"{topic.name}-{state.partition}")
+            self._unopened.add(topic.topic_id)
+            return
         if error is not None:
             raise error
         assert isinstance(log, Log)
@@ -159,6 +174,14 @@ class Catalog:
         for job in partition.trim(log_start):
             self._workers.submit(Lane.FILES, job.run, _raise_error)
         self.upkeep.trimmed(partition)
+
+    def retry_opening(self) -> None:
+        """Try again to open what found no space."""
+        topic_ids, self._unopened = self._unopened, set()
+        for topic_id in topic_ids:
+            topic = self._context.metadata.image.by_id(topic_id)
+            if topic is not None:
+                self._follow_topic(topic)
 
     # -- closing --------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from node.partition import Partition
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
 CHECKPOINT_INTERVAL_NS = NS_PER_S
+NO_SPACE_PAUSE_NS = NS_PER_S
 
 
 def is_no_space(error: BaseException | None) -> bool:
@@ -43,6 +44,7 @@ class Upkeep:
         self._syncing: set[Partition] = set()
         self._allocating: set[Partition] = set()
         self._checkpointing: set[Partition] = set()
+        self._no_space: dict[Partition, int] = {}  # when to try to preallocate again
 
     def written(self, partition: Partition) -> None:
         """The partition's log has grown."""
@@ -53,7 +55,7 @@ class Upkeep:
         else:
             interval_ns = partition.config.sync_interval * NS_PER_MS
             self._sync_due.setdefault(partition, now_ns + interval_ns)
-        if partition not in self._allocating:
+        if partition not in self._allocating and now_ns >= self._no_space.get(partition, 0):
             self._allocate(partition)
 
     def trimmed(self, partition: Partition) -> None:
@@ -64,6 +66,7 @@ class Upkeep:
         """The partition is closed."""
         self._sync_due.pop(partition, None)
         self._checkpoint_due.pop(partition, None)
+        self._no_space.pop(partition, None)
 
     def turn(self) -> None:
         """Begin what is due."""
@@ -111,9 +114,14 @@ class Upkeep:
     ) -> None:
         self._allocating.discard(partition)
         if is_no_space(error):
-            journal.warning("no space to preallocate", partition=str(partition.name))
+            # Said once, and tried again after a pause: the disk may be full for long.
+            if partition not in self._no_space:
+                journal.warning("no space to preallocate", partition=str(partition.name))
+            self._no_space[partition] = self._clock.monotonic_ns() + NO_SPACE_PAUSE_NS
         elif error is not None:
             raise error
+        else:
+            self._no_space.pop(partition, None)
         partition.log.finish_allocation(job)
 
     def _checkpoint(self, partition: Partition) -> None:
@@ -128,6 +136,7 @@ class Upkeep:
         self._checkpointing.discard(partition)
         if is_no_space(error):
             journal.warning("no space for a checkpoint", partition=str(partition.name))
+            partition.log.forget_checkpoint()
             self._checkpoint_due[partition] = self._clock.monotonic_ns() + CHECKPOINT_INTERVAL_NS
         elif error is not None:
             raise error

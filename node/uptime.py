@@ -26,7 +26,7 @@ def read(data_dir: Path) -> Uptime | None:
     """The last uptime; None if there was none, or if its file is damaged (then nothing is assumed)."""
     try:
         return msgspec.json.decode((data_dir / "uptime.json").read_bytes(), type=Uptime)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

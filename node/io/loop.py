@@ -19,6 +19,7 @@ from node.handlers.produce import ProduceWait
 from node.io.wire import Wire
 from node.io.workers import Lane, Workers
 from node.metadata import Metadata
+from node.upkeep import is_no_space
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
 TURN_REQUESTS_MAX = 256
@@ -179,10 +180,23 @@ class Loop:
                 raise error
             self._metadata_syncing = False
             self._metadata.log.finish_sync(job)
+            self._checkpoint_metadata()
             before = self._metadata.image
             self._metadata.synced(lambda: self._catalog.follow(before, self._metadata.image))
 
         self._workers.submit(Lane.SYNC, job.run, synced)
+
+    def _checkpoint_metadata(self) -> None:
+        """What is committed must never be taken for a torn tail: move the recovery point behind it."""
+        job = self._metadata.log.checkpoint_job(self._metadata.log.synced_end_offset)
+        if job is not None:
+            self._workers.submit(Lane.FILES, job.run, self._metadata_checkpointed)
+
+    def _metadata_checkpointed(self, _: object, error: BaseException | None) -> None:
+        if is_no_space(error):
+            self._metadata.log.forget_checkpoint()  # the next change tries again
+        elif error is not None:
+            raise error
 
     def _answer(self) -> None:
         outbox = self._context.outbox
@@ -201,6 +215,7 @@ class Loop:
         if now_ns >= self._chores_due_ns:
             self._chores_due_ns = now_ns + CHORES_NS
             self._wire.guard_descriptors()
+            self._catalog.retry_opening()
             expiration_ns = self._context.settings.producer_id_expiration * NS_PER_MS
             for partition in self._context.partitions.values():
                 partition.log.producers.expire(now_ns, expiration_ns)

@@ -602,6 +602,11 @@ class Log:
             self._epochs_dirty = False
             self._checkpointed = value
 
+    def forget_checkpoint(self) -> None:
+        """A checkpoint job failed for lack of space: the next one writes everything."""
+        self._checkpointed = None
+        self._epochs_dirty = True
+
     def set_log_start(self, offset: int) -> list[Job]:
         """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
 
