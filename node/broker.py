@@ -4,7 +4,8 @@ Start: lock the data directory, count the incarnation, remove what the dead inca
 open the metadata log, register (which gives every partition a new leader epoch), open the partitions, bind the
 socket, and only then publish the registry entry: who finds the broker there can talk to it.
 
-Stop: answer what is in hand, sync and close every log, remove the rings, mark the stop as clean.
+Stop: end the turn in hand, close the socket (who waits resends to the next incarnation), sync and close every
+log, remove the rings, mark the stop as clean.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Broker:
         directory.unlink_memory_of_dead(path, broker)
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
         # Not clean from here on; but until recovery is done the logs are as the last boot left them.
-        last_boot_id = boot_id if last is None else last.boot_id
+        last_boot_id = "" if last is None else last.boot_id
         uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
         storage = OsStorage()
         self.metadata = Metadata(

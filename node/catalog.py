@@ -23,6 +23,7 @@ from node.rings import Rings
 from node.upkeep import Upkeep, is_no_space
 from shmlog.ids import TopicPartition
 from shmlog.log import paths
+from shmlog.log.jobs import Job
 from shmlog.log.log import Log, move_to_deleted
 from shmlog.log.storage import Storage
 from shmlog.ring.layout import RingIdentity
@@ -159,7 +160,8 @@ class Catalog:
         if partition.config.ring_bytes != topic.config.ring_bytes:
             # Another size: the next append has a new ring made. Readers see this one sealed.
             self._release_ring(partition)
-            partition.ring_state = "none"
+            if partition.ring_state != "asked":  # else _ring_made sees the other size
+                partition.ring_state = "none"
         if partition.config is not topic.config:
             if partition.configure(topic.config):
                 self.settled(partition)
@@ -168,11 +170,11 @@ class Catalog:
         # A log start beyond this log's end would mean that committed records are missing.
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start:
-            self._rewind_jobs(partition, start)
+            self._trim(partition, start)
 
-    def _rewind_jobs(self, partition: Partition, log_start: int) -> None:
-        for job in partition.trim(log_start):
-            self._workers.submit(Lane.FILES, job.run, _raise_error)
+    def _trim(self, partition: Partition, log_start: int) -> None:
+        jobs = partition.trim(log_start)
+        self._workers.submit(Lane.FILES, partial(_run_all, jobs), _raise_error)
         self.upkeep.trimmed(partition)
 
     def retry_opening(self) -> None:
@@ -219,6 +221,7 @@ class Catalog:
 
     def _set_strays_aside(self, image: Image) -> None:
         """Nothing is deleted because the metadata says that it should not exist: it is renamed."""
+        self._storage.remove_tree(f"{self._data_dir}/{paths.DELETED}")
         for name in self._storage.list(self._data_dir):
             parsed = paths.parse_partition_dir(name)
             if parsed is None or parsed[0] == paths.METADATA_TOPIC:
@@ -314,5 +317,13 @@ class Catalog:
 
 
 def _raise_error(_: object, error: BaseException | None) -> None:
-    if error is not None:
+    if is_no_space(error):
+        journal.warning("no space for a change of files", reason=str(error))
+    elif error is not None:
         raise error
+
+
+def _run_all(jobs: list[Job]) -> None:
+    """One behind the other: if the log start cannot be written, nothing is unlinked."""
+    for job in jobs:
+        job.run()

@@ -67,6 +67,7 @@ class Upkeep:
         self._sync_due.pop(partition, None)
         self._checkpoint_due.pop(partition, None)
         self._no_space.pop(partition, None)
+        self._checkpointing.discard(partition)
 
     def turn(self) -> None:
         """Begin what is due."""
@@ -133,10 +134,13 @@ class Upkeep:
         self._workers.submit(Lane.FILES, job.run, partial(self._checkpointed, partition))
 
     def _checkpointed(self, partition: Partition, _: object, error: BaseException | None) -> None:
+        forgotten = partition not in self._checkpointing
         self._checkpointing.discard(partition)
         if is_no_space(error):
             journal.warning("no space for a checkpoint", partition=str(partition.name))
             partition.log.forget_checkpoint()
-            self._checkpoint_due[partition] = self._clock.monotonic_ns() + CHECKPOINT_INTERVAL_NS
+            if not forgotten:
+                later_ns = self._clock.monotonic_ns() + CHECKPOINT_INTERVAL_NS
+                self._checkpoint_due[partition] = later_ns
         elif error is not None:
             raise error

@@ -2,7 +2,7 @@
 
 Natural batching: everything that is queued goes into one turn, so under load batches grow by themselves and an
 idle broker answers at once. A turn is bounded in requests, bytes and time; what is left stays in the socket for
-the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unlinks: workers do.
+the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unlinks files: workers do.
 
 The turn measures itself: the longest one and its cause stand in the broker's last log line (`turns`).
 """
@@ -88,6 +88,8 @@ class Loop:
         self._begin_metadata_change()
         for waiter in context.purgatory.expire(answered_ns):
             waiter.expire()
+        if context.dirty:  # requests that went on behind a change of the cluster, or at their deadline
+            self._write()
         context.purgatory.arm()
         self._catalog.upkeep.turn()
         self._tick(answered_ns)
@@ -163,6 +165,8 @@ class Loop:
                             waiter.taken_back(partition, error)
                         else:
                             waiter.resume()
+                if partition.log.synced_end_offset < partition.log.log_end_offset:
+                    self._catalog.upkeep.written(partition)  # a flush in between had succeeded
                 continue
             self._catalog.maybe_make_ring(partition)
             self._catalog.upkeep.written(partition)

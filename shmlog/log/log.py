@@ -673,8 +673,13 @@ def _remove(segment: Segment) -> None:
 def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
     """A deleted topic's partition: rename its directory out of the way, durably, then remove it."""
     log.close_files()
-    storage.make_dir(f"{data_dir}/{paths.DELETED}")
     target = f"{data_dir}/{paths.deleted_dir(log.topic_id, log.partition)}"
-    storage.rename(log.directory, target)
-    storage.sync_dir(data_dir)
+    try:
+        storage.make_dir(f"{data_dir}/{paths.DELETED}")
+        storage.rename(log.directory, target)
+        storage.sync_dir(data_dir)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        target = log.directory  # a full disk: to make room is what this is for
     storage.remove_tree(target)
