@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from msgspec import Struct
 
@@ -192,6 +192,11 @@ def broker_log(path: Path, broker: int) -> Path:
 def supervisor_log(path: Path) -> Path:
     """What a detached supervisor writes to its standard streams."""
     return run_dir(path) / "supervisor.log"
+
+
+def open_log(file: Path) -> BinaryIO:
+    """A log to append to, for this user's eyes only."""
+    return open(file, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 # -- cluster.toml ---------------------------------------------------------------------------------

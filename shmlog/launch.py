@@ -22,6 +22,7 @@ from shmlog.control import cause_of_death
 from shmlog.errors import CorruptLog, InvalidConfig, RequestTimedOut, ServerError, ShmlogError
 
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 FAILED_STARTS_MAX = 3
 _POLL_S = 0.005
 _TAIL_BYTES = 2000
@@ -39,7 +40,7 @@ class Background:
         """Start it. `path` is a cluster already: its `run/` takes the logs."""
         self.path = path
         self._log = directory.supervisor_log(path)
-        with open(self._log, "ab", opener=_private) as log:
+        with directory.open_log(self._log) as log:
             self._position = log.tell()
             self.process = subprocess.Popen(
                 supervisor_command(path, "--logs", *options),
@@ -108,10 +109,6 @@ def log_tail(path: Path, supervisor_position: int) -> str:
             shown = [line for line in lines if line and not line.startswith('{"event"')]
             text += "".join(f"\n  {file.name}: {line}" for line in shown[-10:])
     return text
-
-
-def _private(file: str, flags: int) -> int:
-    return os.open(file, flags, 0o600)
 
 
 def wait_for_end(pids: Sequence[int], timeout_s: float) -> list[int]:

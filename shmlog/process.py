@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 
 
@@ -81,6 +82,13 @@ def kill(pid: int, signum: int = signal.SIGKILL) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Get SIGTERM when the parent (the thread of it that started this process) ends (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it ended before the kernel was told
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def children(pid: int) -> list[int]:

@@ -68,6 +68,14 @@ def test_a_killed_supervisor_is_no_reason_to_leave_brokers() -> None:
     assert not cluster.dir.exists()
 
 
+def test_brokers_of_a_cluster_with_an_owner_end_with_their_supervisor() -> None:
+    cluster = LocalCluster().start()
+    pids = [cluster.pids[0], cluster.supervisor_pid]
+    process.kill(cluster.supervisor_pid)
+    assert launch.wait_for_end(pids, PATIENCE_S) == []
+    cluster.stop()
+
+
 def test_a_broker_that_cannot_start_shows_its_log() -> None:
     cluster = LocalCluster()
     (cluster.dir / "broker-0").mkdir()
