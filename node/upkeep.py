@@ -20,9 +20,13 @@ from node import journal
 from node.io.workers import Lane, Workers
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
-from shmlog.errors import DiskFull
 
 CHECKPOINT_INTERVAL_NS = NS_PER_S
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Is this the lack of space that a broker survives?"""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Upkeep:
@@ -106,9 +110,7 @@ class Upkeep:
         self, partition: Partition, job: Any, _: object, error: BaseException | None
     ) -> None:
         self._allocating.discard(partition)
-        if isinstance(error, DiskFull) or (
-            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        ):
+        if is_no_space(error):
             journal.warning("no space to preallocate", partition=str(partition.name))
         elif error is not None:
             raise error
@@ -124,5 +126,8 @@ class Upkeep:
 
     def _checkpointed(self, partition: Partition, _: object, error: BaseException | None) -> None:
         self._checkpointing.discard(partition)
-        if error is not None:
+        if is_no_space(error):
+            journal.warning("no space for a checkpoint", partition=str(partition.name))
+            self._checkpoint_due[partition] = self._clock.monotonic_ns() + CHECKPOINT_INTERVAL_NS
+        elif error is not None:
             raise error

@@ -67,7 +67,8 @@ def format_duration_ns(ns: int) -> str:
     """A duration for people: "7d", "1.5s", "250us"."""
     for unit in ("d", "h", "m", "s", "ms", "us"):
         if abs(ns) >= _DURATION_NS[unit]:
-            return f"{ns / _DURATION_NS[unit]:.3g}{unit}"
+            value = ns / _DURATION_NS[unit]
+            return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
     return f"{ns}ns"
 
 

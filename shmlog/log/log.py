@@ -371,49 +371,81 @@ class Log:
     def _read_segment(
         self, segment: Segment, offset: int, max_bytes: int, end_offset: int
     ) -> bytes:
+        expected, place = segment.index.entry_for_offset(offset)
+        while True:
+            pieces, place, expected, reason = self._gather(
+                segment, place, expected, offset, max_bytes, end_offset
+            )
+            if pieces or not reason:
+                return b"".join(pieces)  # damage behind them is named when it is asked for
+            behind, following = self._behind(segment, place, expected)
+            if behind < 0 or following > offset:
+                raise self._damaged(segment, place, expected, following, reason)
+            # All of the damage lies before what was asked for, on the way from the index's entry.
+            place, expected = behind, following
+
+    def _gather(
+        self,
+        segment: Segment,
+        place: int,
+        expected: int,
+        offset: int,
+        max_bytes: int,
+        end_offset: int,
+    ) -> tuple[list[memoryview], int, int, str]:
+        """Walk from the batch at `place`, which begins at offset `expected`, and take what is wanted.
+
+        Returns it with the place and offset where the walk stopped, and the damage that stopped it or "".
+        """
         pieces: list[memoryview] = []
         size = 0
         window = max(READ_BYTES_MIN, min(max_bytes + self.config.index_interval_bytes, 4 * MIB))
-        expected, place = segment.index.entry_for_offset(offset)
-        reason = "the segment ends"
         try:
             for found in segment.walk(place, read_bytes=window):
                 header, place = found.header, found.position
                 if header.base_offset != expected or header.topic_id != self.topic_id:
                     reason = f"a batch at offset {header.base_offset}, expected {expected}"
-                    break
+                    return pieces, place, expected, reason
                 if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
-                    break
-                # The header CRC vouches for base offset and size, the body CRC for the number of records:
-                # without both a batch cannot even be passed over.
+                    return pieces, place, expected, ""
+                # The header CRC vouches for base offset and size, the body CRC for the number of
+                # records: without both a batch cannot even be passed over.
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
+                if header.end_offset > end_offset:
+                    return pieces, place, expected, ""
                 expected, place = header.end_offset, found.position + header.batch_size
-                if expected > end_offset:
-                    return b"".join(pieces)
                 if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
         except NOT_A_BATCH as error:
-            reason = str(error)
+            return pieces, place, expected, str(error)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            reason = f"the device cannot read it: {error.strerror}"
-        if pieces:
-            return b"".join(pieces)  # damage behind them is named when it is asked for
-        raise self._damaged(segment, place, expected, reason)
+            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
+        return pieces, place, expected, "the segment ends"
 
-    def _damaged(self, segment: Segment, position: int, offset: int, reason: str) -> CorruptLog:
+    def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
+        """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
         try:
-            _, end = recovery.extent(segment, position, segment.size, self.topic_id, offset)
+            place, following = recovery.extent(
+                segment, position, segment.size, self.topic_id, offset
+            )
         except OSError:
-            end = None  # the device cannot say
-        end = segment.end_offset if end is None else end
+            place = following = None  # the device cannot say
+        if place is None or following is None:
+            return -1, segment.end_offset
+        return place, following
+
+    def _damaged(
+        self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
+    ) -> CorruptLog:
         return CorruptLog(
-            f"{segment.path} is damaged at position {position}, offsets {offset} to {end}: {reason}",
+            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
+            f"{reason}",
             log_start=offset,
-            high_watermark=end,
+            high_watermark=end_offset,
         )
 
     def _segment_for(self, offset: int) -> Segment:
@@ -470,7 +502,8 @@ class Log:
                 yield found.header, found.data
         except NOT_A_BATCH as error:
             first = max(expected, segment.base_offset)
-            raise self._damaged(segment, place, first, str(error)) from None
+            _, end_offset = self._behind(segment, place, first)
+            raise self._damaged(segment, place, first, end_offset, str(error)) from None
         finally:
             self._close_cold(segment)
 
