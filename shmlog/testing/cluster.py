@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from shmlog import clock, directory, launch, process
+from shmlog import clock, directory, launch, process, registry
 from shmlog.errors import ClusterNotFound, RequestTimedOut, ServerError
 
 if TYPE_CHECKING:
@@ -166,4 +166,4 @@ def living_memory() -> set[str]:
 
 def _memory_names(cluster: LocalCluster) -> set[str]:
     files = [directory.memory_list_file(cluster.dir, broker) for broker in cluster.brokers]
-    return {name for file in files for name in directory.MemoryList(file).names()}
+    return {name for file in files for name in registry.MemoryList(file).names()}
