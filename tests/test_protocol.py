@@ -53,6 +53,20 @@ def test_every_truncation_is_a_typed_error(vector: dict[str, Any]) -> None:
                 header.decode(data[:end], KINDS[vector["name"]])
 
 
+@given(st.sampled_from(vectors()), st.booleans(), st.integers(0, 4000), st.binary(max_size=3))
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_a_damaged_header_is_a_typed_error_or_a_message(
+    vector: dict[str, Any], as_json: bool, at: int, damage: bytes
+) -> None:
+    data = vector["json"].encode() if as_json else bytes.fromhex(vector["msgpack_hex"])
+    at %= len(data)
+    for damaged in (data[:at] + damage + data[at:], data[:at] + damage + data[at + len(damage) :]):
+        try:
+            header.decode(damaged, KINDS[vector["name"]])
+        except InvalidRequest:
+            continue
+
+
 @given(st.binary(max_size=200), st.sampled_from(sorted(KINDS)))
 @settings(deadline=None, derandomize=True, max_examples=300)
 def test_garbage_is_a_typed_error_or_a_message(data: bytes, name: str) -> None:
@@ -94,7 +108,18 @@ def test_64_bit_values_are_text_in_json_answers_and_both_forms_in_requests() -> 
     for value in ('"-5"', "-5"):
         text = f'{{{base},"producer_id":{value}}}'
         assert header.decode(text.encode(), ProduceSimple).producer_id == -5
-    for bad in ('"x"', '"9223372036854775808"', "1.5", "null", '""', '"' + "1" * 30 + '"'):
+    for bad in (
+        '"1_0"',
+        '" 1"',
+        '"+1"',
+        '"\u0661"',
+        '"x"',
+        '"9223372036854775808"',
+        "1.5",
+        "null",
+        '""',
+        '"' + "1" * 30 + '"',
+    ):
         with pytest.raises(InvalidRequest):
             header.decode(f'{{{base},"producer_id":{bad}}}'.encode(), ProduceSimple)
 
