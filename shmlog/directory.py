@@ -22,7 +22,7 @@ import random
 import stat
 import string
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -183,7 +183,9 @@ def create_cluster(
     }
     head = {"format": FORMAT, "cluster": cluster, "brokers": ids}
     _checked(path, {**head, **tables})
-    _check_socket_paths(path, ids)
+    for broker in ids:
+        client_socket(path, broker)
+    supervisor_socket(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cluster_file(path).exists():
         raise InvalidConfig(f"{cluster_file(path)} exists")
@@ -219,15 +221,8 @@ def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
             f"{path} is a cluster of {len(cluster.brokers)}, not of {brokers}: leave -n out, or "
             "choose another --dir"
         )
-    _check_socket_paths(path, cluster.brokers)
     run_dir(path).mkdir(mode=0o700, exist_ok=True)
     return cluster
-
-
-def _check_socket_paths(path: Path, brokers: Iterable[int]) -> None:
-    supervisor_socket(path)
-    for broker in brokers:
-        client_socket(path, broker)
 
 
 def load_cluster(path: Path) -> ClusterFile:
@@ -273,12 +268,12 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
         raise InvalidConfig(f"brokers = {brokers!r}: must be a list of whole numbers")
     if len(brokers) != 1 or brokers[0] < 0:
         raise InvalidConfig(f"brokers = {brokers!r}: there is one broker in this version")
-    for title in ("topic", "settings"):
-        if not isinstance(toml.get(title, {}), dict):
-            raise InvalidConfig(f"{title} must be a table: [{title}]")
-    topic_defaults = check_all(toml.get("topic", {}), TOPIC_SETTINGS)
-    TopicConfig(**topic_defaults)
-    settings = ClusterConfig(**check_all(toml.get("settings", {}), CLUSTER_SETTINGS))
+    topic_defaults, settings = toml.get("topic", {}), toml.get("settings", {})
+    if not (isinstance(topic_defaults, dict) and isinstance(settings, dict)):
+        raise InvalidConfig("topic and settings must be tables: [topic], [settings]")
+    topic_defaults = check_all(topic_defaults, TOPIC_SETTINGS)
+    TopicConfig(**topic_defaults)  # raises where they contradict each other
+    settings = ClusterConfig(**check_all(settings, CLUSTER_SETTINGS))
     return ClusterFile(path, cluster, tuple(brokers), topic_defaults, settings)
 
 
@@ -333,9 +328,8 @@ def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
     """
     from shmlog.ring import posix
 
-    if process.is_locked(registry_file(path, broker)):
-        return []
-    if registry.data_dir_owner(data_dir(path, broker)) not in (None, os.getpid()):
+    owner = registry.data_dir_owner(data_dir(path, broker))
+    if process.is_locked(registry_file(path, broker)) or owner not in (None, os.getpid()):
         return []
     listed = MemoryList(memory_list_file(path, broker))
     names = listed.names()

@@ -14,13 +14,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import shmlog
 from shmlog import clock, directory, launch, process, registry
 from shmlog.errors import ClusterNotFound, RequestTimedOut, ServerError
-
-if TYPE_CHECKING:
-    from shmlog.client.client import Client
 
 _POLL_S = 0.005
 _living: list[LocalCluster] = []
@@ -45,7 +43,7 @@ class LocalCluster:
             raise
         self.brokers = made.brokers
         self._supervisor: launch.Background | None = None
-        self._clients: list[Client] = []
+        self._clients: list[shmlog.Client] = []
 
     def start(self) -> LocalCluster:
         """Start the processes and wait until every broker serves.
@@ -105,11 +103,9 @@ class LocalCluster:
             raise ClusterNotFound(f"the cluster in {self.dir} is not running")
         return self._supervisor.process.pid
 
-    def client(self) -> Client:
+    def client(self) -> shmlog.Client:
         """A client of this cluster; closed with it."""
-        from shmlog.client.client import connect
-
-        client = connect(self.dir)
+        client = shmlog.connect(self.dir)
         self._clients.append(client)
         return client
 
