@@ -183,9 +183,7 @@ def create_cluster(
     }
     head = {"format": FORMAT, "cluster": cluster, "brokers": ids}
     _checked(path, {**head, **tables})
-    for broker in ids:
-        client_socket(path, broker)
-    supervisor_socket(path)
+    supervisor_socket(path)  # the longest name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cluster_file(path).exists():
         raise InvalidConfig(f"{cluster_file(path)} exists")
@@ -300,24 +298,22 @@ def read_supervisor(path: Path) -> SupervisorEntry | None:
 
 def nobody_lives(path: Path) -> ClusterNotFound:
     """The error for a directory without a living broker: says who died, and when if known."""
+    how = f"shmlog up --dir {path}"
     if not cluster_file(path).exists():
         return ClusterNotFound(
-            f"no cluster in {path}: there is no cluster.toml\n  start one:  shmlog up --dir {path}"
+            f"no cluster in {path}: there is no cluster.toml\n  start one:  {how}"
         )
     dead = ", ".join(f"broker {broker} {seen}" for broker, seen in read_entries(path).items())
     why = f": {dead}" if dead else ""
-    return ClusterNotFound(
-        f"no broker of {path} is running{why}\n  start it:  shmlog up --dir {path}"
-    )
+    return ClusterNotFound(f"no broker of {path} is running{why}\n  start it:  {how}")
 
 
 def stamp_death(path: Path, broker: int) -> None:
     """Note in the registration of a dead broker that it died now. Only for whoever saw it die."""
     file = registry_file(path, broker)
-    if not process.is_locked(file):
+    if file.exists() and not process.is_locked(file):
         now_ns = clock.SYSTEM_CLOCK.wall_ns()
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(file, ns=(now_ns, now_ns))
+        os.utime(file, ns=(now_ns, now_ns))
 
 
 def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
@@ -351,13 +347,12 @@ def find_cluster(where: Where = None) -> Location:
     """
     if where is not None:
         return _location(os.fspath(where))
-    named = [x for x in ("SHMLOG_DIR", "SHMLOG_ENDPOINT") if os.environ.get(x)]
-    if len(named) == 2:
+    named, endpoint = os.environ.get("SHMLOG_DIR"), os.environ.get("SHMLOG_ENDPOINT")
+    if named and endpoint:
         raise InvalidConfig("SHMLOG_DIR and SHMLOG_ENDPOINT are both set: choose with -d DIR")
-    if named == ["SHMLOG_DIR"]:
-        return Location(absolute(os.environ["SHMLOG_DIR"]), None)
     if named:
-        endpoint = os.environ["SHMLOG_ENDPOINT"]
+        return Location(absolute(named), None)
+    if endpoint:
         if "://" not in endpoint:
             raise InvalidConfig(
                 f"not an endpoint: {endpoint!r}; write ipc:///DIR/run/broker-0.sock"

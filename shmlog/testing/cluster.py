@@ -120,11 +120,9 @@ class LocalCluster:
         return pid
 
     def wait_ready(self, timeout_s: float = launch.START_TIMEOUT_S) -> None:
-        """Wait until every broker serves (again). Raises RequestTimedOut."""
+        """Wait until every broker serves (again). Raises RequestTimedOut, ClusterNotFound."""
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
-        while set(self.pids) != set(self.brokers):
-            if self._supervisor is None:
-                raise ClusterNotFound(f"the cluster in {self.dir} was stopped")
+        while self.supervisor_pid and set(self.pids) != set(self.brokers):
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
                 raise RequestTimedOut(f"brokers {sorted(self.pids)} after {timeout_s:g} s")
             clock.sleep(_POLL_S)
