@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -286,9 +286,14 @@ def resolve(key: str, table: Mapping[str, Setting]) -> Setting:
         return table[native]
     if native in NOT_BUILT:
         raise InvalidConfig(f"{key} is known, but not built in this version", setting=key)
-    near = difflib.get_close_matches(native, table, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(table))}"
-    raise InvalidConfig(f"unknown setting {key!r}{hint}", setting=key)
+    raise InvalidConfig(f"unknown setting {key!r}{did_you_mean(native, table)}", setting=key)
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest one there is, else all."""
+    known = sorted(words)
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def check_all(values: Mapping[str, Any], table: Mapping[str, Setting]) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class _Dev:
                     self._say("\nstopping")
                     process.kill(supervisor.pid, signal.SIGTERM)
         code = supervisor.wait()
+        if code < 0:  # killed: its brokers are ending by themselves, what they had mapped stays
+            launch.stop_orphans(self._path, launch.STOP_TIMEOUT_S)
         if not self._stopping:
             raise ServerError(f"the supervisor ended with exit code {code}")
         what = f"kept {self._path}" if self._keep else f"removed {self._path}"
