@@ -403,7 +403,10 @@ def test_a_ring_that_is_being_made_may_change_its_size(broker: MemoryBroker) -> 
     broker.workers.held.add(Lane.FILES)
     broker.produce("t", b"v")
     for size in ("16MiB", "32MiB"):
-        assert broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": size}})[0]["error"] == 0
+        assert (
+            broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": size}})[0]["error"]
+            == 0
+        )
         broker.produce("t", b"v")
     broker.workers.held.clear()
     for _ in range(4):

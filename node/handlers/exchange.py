@@ -39,6 +39,7 @@ class Outgoing(NamedTuple):
     client: bytes
     frames: list[bytes]
 
+
 REQUEST_BYTES_MIN = 1024  # what a parked request costs however short it is
 
 

@@ -88,7 +88,9 @@ class Loop:
         self._begin_metadata_change()
         for waiter in context.purgatory.expire(answered_ns):
             waiter.expire()
-        if context.dirty:  # requests that went on behind a change of the cluster, or at their deadline
+        if (
+            context.dirty
+        ):  # requests that went on behind a change of the cluster, or at their deadline
             self._write()
         context.purgatory.arm()
         self._catalog.upkeep.turn()
