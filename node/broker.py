@@ -32,7 +32,9 @@ from shmlog import directory, process, registry
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
 from shmlog.log.os_storage import OsStorage
+from shmlog.log.storage import Storage
 
+RESERVE_BYTES = 1 << 20
 SWITCH_INTERVAL_S = 0.0005  # the default hand-over of the GIL is up to 5 ms: 40 times a sync
 
 
@@ -48,6 +50,11 @@ class Broker:
         self._data_dir = directory.data_dir(path, broker)
         endpoint = f"ipc://{directory.client_socket(path, broker)}"
         self._data_lock = registry.lock_data_dir(self._data_dir)
+        storage = OsStorage()
+        # A start writes some small files before anything can be served or deleted: on a full disk they take
+        # the room that was kept for them.
+        reserve = str(self._data_dir / "reserve")
+        storage.unlink(reserve)
         last = uptime.read(self._data_dir)
         boot_id = process.boot_id()
         same_boot = last is not None and last.boot_id == boot_id
@@ -58,7 +65,6 @@ class Broker:
         # Not clean from here on; but until recovery is done the logs are as the last boot left them.
         last_boot_id = "" if last is None else last.boot_id
         uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
-        storage = OsStorage()
         self.metadata = Metadata(
             storage,
             str(self._data_dir),
@@ -102,6 +108,7 @@ class Broker:
             clean=clean,
         )
         self._catalog.open_all()
+        _keep_reserve(storage, reserve)
         uptime.write(self._data_dir, self._uptime)
         self._wire = ZmqWire(endpoint, self._workers.fileno(), process.raise_descriptor_limit())
         self._loop = Loop(self.context, self._catalog, self._wire, self._workers, clock)
@@ -163,3 +170,16 @@ class Broker:
         )
         journal.event("stopped")
         self._registration.close()
+
+
+def _keep_reserve(storage: Storage, path: str) -> None:
+    """Keep room for the next start; a disk that is full now has to do without."""
+    file = storage.open(path, create=True)
+    try:
+        file.allocate(0, RESERVE_BYTES)
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        journal.warning("no space to keep for the next start", wanted_bytes=RESERVE_BYTES)
+    finally:
+        file.close()

@@ -19,6 +19,7 @@ Cluster files are no log: they are written here, with plain system calls.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -41,10 +42,11 @@ def write_durably(file: Path, content: bytes, *, replace: bool = True) -> None:
     Raises: FileExistsError: the file is there and `replace` is False.
     """
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with _opened(temporary, _NEW_FILE | os.O_TRUNC) as fd:
-        os.write(fd, content)
-        os.fsync(fd)
     try:
+        with _opened(temporary, _NEW_FILE | os.O_TRUNC) as fd:
+            if os.write(fd, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
+            os.fsync(fd)
         (os.replace if replace else os.link)(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
