@@ -7,28 +7,24 @@ of it, `list` the part that the metadata holds. Removing data asks on a terminal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from shmlog.cli.render import (
     Column,
-    cell_text,
     confirm,
+    in_short,
     pairs,
     plural,
-    say,
-    table,
     write_object,
     write_rows,
 )
+from shmlog.cli.settings import Settings
 from shmlog.errors import InvalidConfig, LeaderUnavailable, TopicExists, UnknownTopic
 
 if TYPE_CHECKING:
-    from shmlog.cli.main import Settings
     from shmlog.client.admin import Admin
-    from shmlog.client.positions import Position
     from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
 
 DURABILITY = click.Choice(["os", "disk"])
@@ -43,6 +39,7 @@ LIST_COLUMNS = (
         right=True,
     ),
 )
+SETTING_COLUMNS = (Column("setting"), Column("value"), Column("source"))
 PARTITION_COLUMNS = (
     Column("partition", right=True),
     Column("leader", right=True),
@@ -76,7 +73,7 @@ def list_topics(settings: Settings) -> None:
         topics = sorted(admin.metadata().topics, key=lambda t: t.topic)
     write_rows([_listed(t) for t in topics], LIST_COLUMNS, settings.output)
     if not topics and settings.output == "table":
-        say("no topics; make one:  shmlog topic create NAME", quiet=settings.quiet)
+        settings.say("no topics; make one:  shmlog topic create NAME")
 
 
 def _listed(info: TopicInfo) -> dict[str, Any]:
@@ -122,13 +119,13 @@ def create(
             # The name may also be refused because it is too much like another one.
             if not (if_not_exists and name in admin.list_topics()):
                 raise
-            say(f"topic {name} is there already", quiet=settings.quiet)
+            settings.say(f"topic {name} is there already")
             return
         if not answer.ready:
             raise LeaderUnavailable(f"topic {name} was created; not every partition has a leader")
         made = admin.describe_topic(name)
-    say(f"created {in_short(made)}", quiet=settings.quiet)
-    if settings.output in ("json", "jsonl"):
+    settings.say(f"created {in_short(made)}")
+    if settings.wants_json:
         write_object(_described(made))
 
 
@@ -141,15 +138,6 @@ def _configs(given: tuple[str, ...], **named: str | None) -> dict[str, Any]:
     return check_all(configs, TOPIC_SETTINGS)
 
 
-def in_short(made: DescribeTopicAnswer) -> str:
-    """A topic in a line."""
-    return (
-        f"topic {made.topic}: {plural(made.partition_count, 'partition')}, "
-        f"{plural(made.replication_factor, 'replica')}, "
-        f"durability {made.configs['durability'].value}"
-    )
-
-
 @topic.command()
 @click.argument("name")
 @click.pass_obj
@@ -157,11 +145,17 @@ def describe(settings: Settings, name: str) -> None:
     """Show a topic: settings, leaders, offsets."""
     with _admin(settings) as admin:
         found = _described(admin.describe_topic(name))
-    if settings.output in ("json", "jsonl"):
+    if settings.wants_json:
         write_object(found)
         return
     if settings.output == "table":
-        click.echo(_heading(found))
+        counts = (found["partition_count"], "partition"), (found["replication_factor"], "replica")
+        click.echo(
+            "  ".join([name, found["topic_id"], *(plural(*count) for count in counts)]) + "\n"
+        )
+        configs = [{"setting": key, **found["configs"][key]} for key in sorted(found["configs"])]
+        write_rows(configs, SETTING_COLUMNS, "table")
+        click.echo()
     write_rows(found["partitions"], PARTITION_COLUMNS, settings.output)
 
 
@@ -171,16 +165,6 @@ def _described(answer: DescribeTopicAnswer) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(answer)
     del fields["id"], fields["error"]
     return {"kind": "topic", "v": 1, **fields}
-
-
-def _heading(found: Mapping[str, Any]) -> str:
-    columns = (Column("setting"), Column("value"), Column("source"))
-    configs: dict[str, Any] = found["configs"]
-    cells = [[k, cell_text(c["value"]), c["source"]] for k, c in sorted(configs.items())]
-    return (
-        f"{found['topic']}  {found['topic_id']}  {plural(found['partition_count'], 'partition')}  "
-        f"{plural(found['replication_factor'], 'replica')}\n\n{table(cells, columns)}"
-    )
 
 
 @topic.command()
@@ -213,8 +197,8 @@ def alter(
         if partitions is not None:
             admin.add_partitions(name, partitions)
         changed = admin.describe_topic(name)
-    say(f"altered {in_short(changed)}", quiet=settings.quiet)
-    if settings.output in ("json", "jsonl"):
+    settings.say(f"altered {in_short(changed)}")
+    if settings.wants_json:
         write_object(_described(changed))
 
 
@@ -229,57 +213,44 @@ def trim(
     settings: Settings, name: str, partition: int, position: str, dry_run: bool, yes: bool
 ) -> None:
     """Drop the records of a partition below an offset."""
+    from shmlog.client.consumer import Consumer
     from shmlog.client.positions import parse
 
     wanted = parse(position)
     with _admin(settings) as admin:
-        before, high_watermark = _ends(admin, name, partition)
-        offset = _resolve(admin, wanted, name, partition, (before, high_watermark))
-        gone = max(0, min(offset, high_watermark) - before)
-        change = f"{name}-{partition}: log start {before:,} -> {max(offset, before):,}"
+        found = admin.describe_topic(name)
+        if partition >= found.partition_count:
+            count = plural(found.partition_count, "partition")
+            raise UnknownTopic(f"topic {name} has {count}, not number {partition}")
+        with Consumer(name, where=settings.where, partitions=[partition], start=wanted) as there:
+            offset = there.position(there.assignment[0])
+        before, end = (
+            found.partitions[partition].log_start,
+            found.partitions[partition].high_watermark,
+        )
+        gone = max(0, min(offset, end) - before)
+        after = max(offset, before)
+        change = f"{name}-{partition}: log start {before:,} -> {after:,}"
         if dry_run:
-            say(f"{change}, {plural(gone, 'record')} would be dropped; nothing was done")
+            click.echo(
+                f"{change}, {plural(gone, 'record')} would be dropped; nothing was done", err=True
+            )
         else:
             confirm(f"{change}: drop {plural(gone, 'record')} for good?", yes=yes)
             admin.delete_records([(name, partition, offset)])
-            say(f"{change}, {plural(gone, 'record')} dropped", quiet=settings.quiet)
-    if settings.output in ("json", "jsonl"):
+            settings.say(f"{change}, {plural(gone, 'record')} dropped")
+    if settings.wants_json:
         write_object(
             {
                 "kind": "trim",
                 "v": 1,
                 "topic": name,
                 "partition": partition,
-                "log_start": before if dry_run else max(offset, before),
+                "log_start": before if dry_run else after,
                 "records": gone,
                 "dry_run": dry_run,
             }
         )
-
-
-def _ends(admin: Admin, name: str, partition: int) -> tuple[int, int]:
-    """(log start, high watermark). Raises UnknownTopic."""
-    found = admin.describe_topic(name)
-    if partition >= found.partition_count:
-        raise UnknownTopic(
-            f"topic {name} has {plural(found.partition_count, 'partition')}, not number {partition}"
-        )
-    ends = found.partitions[partition]
-    return ends.log_start, ends.high_watermark
-
-
-def _resolve(
-    admin: Admin, wanted: Position, name: str, partition: int, ends: tuple[int, int]
-) -> int:
-    """The offset of a position. A time later than every record is the end."""
-    from shmlog.clock import SYSTEM_CLOCK
-
-    time_ns = wanted.timestamp_ns(SYSTEM_CLOCK.wall_ns())
-    by_time = -1
-    if time_ns is not None:
-        question = (name, partition, time_ns)
-        by_time = admin.list_offsets([question])[question]
-    return wanted.resolve(*ends, by_time)
 
 
 @topic.command()
@@ -294,8 +265,8 @@ def delete(settings: Settings, name: str, dry_run: bool, yes: bool) -> None:
         records = sum(p.high_watermark - p.log_start for p in found.partitions)
         held = f"{plural(found.partition_count, 'partition')}, {plural(records, 'record')}"
         if dry_run:
-            say(f"topic {name} ({held}) would be deleted; nothing was done")
+            click.echo(f"topic {name} ({held}) would be deleted; nothing was done", err=True)
             return
         confirm(f"delete topic {name} ({held}) for good?", yes=yes)
         admin.delete_topic(name)
-    say(f"deleted topic {name}: {held}", quiet=settings.quiet)
+    settings.say(f"deleted topic {name}: {held}")

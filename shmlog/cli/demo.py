@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from shmlog import clock
-from shmlog.cli.render import Column, say, table
+from shmlog.cli.render import Column, table
 from shmlog.errors import RequestTimedOut
 
 if TYPE_CHECKING:
     from shmlog.cli.flights import Delays, Finding, Flight
-    from shmlog.cli.main import Settings
+    from shmlog.cli.settings import Settings
     from shmlog.client.producer import Producer
     from shmlog.testing.cluster import LocalCluster
 
@@ -58,15 +58,14 @@ def demo(settings: Settings) -> int:
     flights = load()
     started_ns = _now()
     with LocalCluster() as cluster:
-        say(
+        settings.say(
             f"throw-away cluster in {cluster.dir}: broker 0, pid {cluster.pids[0]}, "
-            f"ready in {_ms(_now() - started_ns)}",
-            quiet=settings.quiet,
+            f"ready in {_ms(_now() - started_ns)}"
         )
         delays, findings = _play(cluster, flights, _Line(settings))
     click.echo(_delay_table(delays))
     click.echo(_verdict(findings, settings))
-    say(f"{_ms(_now() - started_ns)} in all. Your own:  shmlog dev", quiet=settings.quiet)
+    settings.say(f"{_ms(_now() - started_ns)} in all. Your own:  shmlog dev")
     return 0 if all(finding.holds for finding in findings) else 1
 
 
@@ -210,14 +209,14 @@ class _Line:
     """What is told on stderr: lasting lines, and on a terminal one that changes. Any thread."""
 
     def __init__(self, settings: Settings) -> None:
-        self._quiet = settings.quiet
-        self._live = sys.stderr.isatty() and not self._quiet
+        self._say = settings.say
+        self._clear = "\r\x1b[K" if sys.stderr.isatty() and not settings.quiet else ""
 
     def tell(self, text: str) -> None:
         """A line that stays."""
-        say(("\r\x1b[K" if self._live else "") + text, quiet=self._quiet)
+        self._say(self._clear + text)
 
     def show(self, text: str) -> None:
         """The line that changes."""
-        if self._live:
-            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+        if self._clear:
+            click.echo(self._clear + text, err=True, nl=False)

@@ -84,7 +84,7 @@ def _row(broker: int, partition: Verification) -> dict[str, Any]:
 
 
 def _print(found: list[tuple[int, Verification]], cluster: str, settings: Settings) -> None:
-    from shmlog.cli.render import Column, say, write_object, write_rows
+    from shmlog.cli.render import Column, write_object, write_rows
 
     rows = [_row(broker, partition) for broker, partition in found]
     damaged = sum(bool(row["damage"]) for row in rows)
@@ -100,7 +100,7 @@ def _print(found: list[tuple[int, Verification]], cluster: str, settings: Settin
         write_rows(lines, columns, settings.output)
     for row in rows:
         for text in row["damage"]:
-            say(f"damaged: {text}")
+            click.echo(f"damaged: {text}", err=True)
         for text in row["notes"]:
-            say(f"note: {text}", quiet=settings.quiet)
-    say(f"{len(rows)} partitions checked, {damaged} damaged", quiet=settings.quiet)
+            settings.say(f"note: {text}")
+    settings.say(f"{len(rows)} partitions checked, {damaged} damaged")

@@ -2,17 +2,19 @@
 them.
 
 Rows go as they come: nothing waits for a full chunk, so a line typed by hand is on its way at
-once. Whole chunks go through `send_many`; only records with headers go one by one. Promises are
-taken back in order, so memory stays bounded however long the input is, and the first failure
-ends the sending: what was queued by then has its fate before the account is given.
+once. Plain chunks go through `send_many`; records that differ in more than key and value go one
+by one. Promises are taken back in order, so memory stays bounded however long the input is, and
+the first failure ends the sending: what was queued by then has its fate before the account is
+given.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 from shmlog import clock
 from shmlog.cli.bytes_text import Octets
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
     from shmlog.client.delivery import Deliveries, Delivery
     from shmlog.client.producer import Producer
 
-SLICES_PER_S = 20  # how even a rate is
 BATCH_SLACK_BYTES = 512  # a batch's own header and positions, with room
-Headers = Sequence[tuple[str, Octets]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Fixed:
 
     key: bytes | None = None
     partition: int | None = None
-    headers: Headers = ()
+    headers: Sequence[tuple[str, Octets]] = ()
 
 
 @dataclass(slots=True)
@@ -84,12 +84,10 @@ class Sender:
 
     def send(self, rows: Rows) -> bool:
         """Queue rows, at the rate asked for. False: something failed before, stop."""
-        for piece in self._slices(rows):
-            self._wait_until_due()
-            self._queue(piece)
-            if not self._take_back():
-                return False
-        return True
+        if self._are_plain(rows):
+            self._send_many(rows)
+            return self._take_back()
+        return all(map(self._send_one, *self._columns(rows)))
 
     def finish(self) -> Account:
         """Wait for the fate of everything queued."""
@@ -102,32 +100,13 @@ class Sender:
             self._settle(self._open.popleft())
         return self.account
 
-    def _slices(self, rows: Rows) -> Iterator[Rows]:
-        if self._rate is None:
-            yield rows
-            return
-        step = max(1, int(self._rate / SLICES_PER_S))
-        for start in range(0, len(rows), step):
-            yield rows.cut(start, start + step)
+    def _are_plain(self, rows: Rows) -> bool:
+        special = self._rate or self._fixed.headers or rows.partitions or any(rows.headers or ())
+        largest = _largest(rows.values) + _largest(rows.keys or [self._fixed.key])
+        timed = rows.timestamps is None or None not in rows.timestamps
+        return not special and timed and largest <= self._bulk_bytes_max
 
-    def _wait_until_due(self) -> None:
-        if self._rate is not None:
-            due_ns = self._started_ns + int(self.account.queued / self._rate * clock.NS_PER_S)
-            wait_ns = due_ns - clock.SYSTEM_CLOCK.monotonic_ns()
-            if wait_ns > 0:
-                clock.sleep(wait_ns / clock.NS_PER_S)
-
-    def _queue(self, rows: Rows) -> None:
-        headers = self._fixed.headers or (rows.headers is not None and any(rows.headers))
-        if headers or _largest(rows, self._fixed.key) > self._bulk_bytes_max:
-            self._queue_each(rows)
-        elif rows.partitions is None:
-            self._queue_many(rows, self._fixed.partition)
-        else:
-            for partition in dict.fromkeys(rows.partitions):
-                self._queue_many(rows.of_partition(partition), partition)
-
-    def _queue_many(self, rows: Rows, partition: int | None) -> None:
+    def _send_many(self, rows: Rows) -> None:
         keys = rows.keys
         if self._fixed.key is not None:
             keys = [self._fixed.key] * len(rows)
@@ -135,30 +114,51 @@ class Sender:
             self._topic,
             rows.values,
             keys=keys,
-            partition=partition,
-            timestamps=_times(rows),
+            partition=self._fixed.partition,
+            timestamps=rows.timestamps,  # type: ignore[arg-type]  # none is None
         )
         self._open.append(promise)
-        self._count(rows.values, keys)
+        self.account.queued += len(rows)
+        self.account.size += _size(rows.values) + _size(keys or ())
 
-    def _count(self, values: Sequence[Octets], keys: Sequence[Octets] | None) -> None:
-        self.account.queued += len(values)
-        self.account.size += _size(values) + _size(keys or ())
+    def _columns(self, rows: Rows) -> tuple[Iterable[Any], ...]:
+        """Values, keys, partitions, timestamps, headers: what there is, else what is fixed."""
+        return (
+            rows.values,
+            rows.keys or repeat(self._fixed.key),
+            rows.partitions or repeat(self._fixed.partition),
+            rows.timestamps or repeat(None),
+            rows.headers or repeat([]),
+        )
 
-    def _queue_each(self, rows: Rows) -> None:
-        for index, value in enumerate(rows.values):
-            headers = [] if rows.headers is None else rows.headers[index]
-            key = self._fixed.key if rows.keys is None else rows.keys[index]
-            promise = self._producer.send(
-                self._topic,
-                value,
-                key=key,
-                partition=rows.partitions[index] if rows.partitions else self._fixed.partition,
-                timestamp=None if rows.timestamps is None else rows.timestamps[index],
-                headers=[*headers, *self._fixed.headers],
-            )
-            self._open.append(promise)
-            self._count([value], [key])
+    def _send_one(
+        self,
+        value: Octets,
+        key: Octets,
+        partition: int | None,
+        timestamp: int | None,
+        headers: list[tuple[str, Octets]],
+    ) -> bool:
+        self._wait_until_due()
+        promise = self._producer.send(
+            self._topic,
+            value,
+            key=key,
+            partition=partition,
+            timestamp=timestamp,
+            headers=[*headers, *self._fixed.headers],
+        )
+        self._open.append(promise)
+        self.account.queued += 1
+        self.account.size += _size([value, key])
+        return self._take_back()
+
+    def _wait_until_due(self) -> None:
+        if self._rate is not None:
+            due_ns = self._started_ns + int(self.account.queued / self._rate * clock.NS_PER_S)
+            wait_ns = due_ns - clock.SYSTEM_CLOCK.monotonic_ns()
+            if wait_ns > 0:
+                clock.sleep(wait_ns / clock.NS_PER_S)
 
     def _take_back(self) -> bool:
         while self._open and self._open[0].done():
@@ -183,18 +183,9 @@ class Sender:
             self.account.ranges[partition] = (min(first, offset), max(last, offset + count - 1))
 
 
-def _size(column: Sequence[Octets]) -> int:
+def _size(column: Iterable[Octets]) -> int:
     return sum(len(item) for item in column if item is not None)
 
 
-def _largest(rows: Rows, key: bytes | None) -> int:
-    """An upper bound of the bytes of any of the records."""
-    columns = (rows.values, rows.keys or (key,))
-    return sum(max((len(d) for d in column if d is not None), default=0) for column in columns)
-
-
-def _times(rows: Rows) -> list[int] | None:
-    if rows.timestamps is None:
-        return None
-    now_ns = clock.SYSTEM_CLOCK.wall_ns()
-    return [now_ns if time_ns is None else time_ns for time_ns in rows.timestamps]
+def _largest(column: Iterable[Octets]) -> int:
+    return max((len(item) for item in column if item is not None), default=0)

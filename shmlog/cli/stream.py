@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import IO, TYPE_CHECKING
 
 import click
 
-from shmlog.cli.render import integers, pairs, say
+from shmlog.cli.render import in_short, integers, pairs
+from shmlog.cli.settings import Settings
 from shmlog.errors import InvalidConfig, ShmlogError
 
 if TYPE_CHECKING:
-    from shmlog.cli.main import Settings
+    from click._termui_impl import ProgressBar
+
     from shmlog.cli.sending import Account, Sender
 
 CHUNK_BYTES = 1 << 18
@@ -57,52 +59,46 @@ def produce(
     """Write records from FILES or standard input, one a line."""
     from shmlog.cli.parsing import Parser
     from shmlog.cli.sending import Fixed, Sender
+    from shmlog.client.admin import Admin
     from shmlog.client.producer import Producer
 
     text = _format_of(text, settings)
-    Parser(text).check_free(key=key is not None, partition=partition is not None)
+    letters = Parser(text).letters
+    for given, letter, option in ((key, "k", "-k"), (partition, "p", "-p")):
+        if given is not None and letter in letters:
+            raise InvalidConfig(f"format {text!r} brings %{letter}: leave out {option}")
     fixed = Fixed(
         key=None if key is None else key.encode(),
         partition=partition,
         headers=[(name, value.encode()) for name, value in pairs(headers, "-H").items()],
     )
-    record_bytes_max = _record_bytes_max(settings, topic)
-    with Producer(where=settings.where, acks=acks, compression=compression) as producer:
-        limit = record_bytes_max or RECORD_BYTES_MAX
-        sender = Sender(producer, topic, fixed, rate=rate, record_bytes_max=limit)
-        account, trouble = _send_all(sender, files or ("-",), text, settings)
-    if record_bytes_max is None and account.queued > account.failed:
-        _say_created(settings, topic)
+    with Admin(settings.where) as admin:
+        [info] = admin.metadata([topic]).topics
+        limit = RECORD_BYTES_MAX if info.error else info.max_message_bytes
+        with Producer(where=settings.where, acks=acks, compression=compression) as producer:
+            sender = Sender(producer, topic, fixed, rate=rate, record_bytes_max=limit)
+            account, trouble = _send_all(sender, files or ("-",), text, settings)
+        if info.error and account.queued > account.failed:
+            settings.say(f"created {in_short(admin.describe_topic(topic))}")
     if account.queued or trouble is None:
-        say(account.text(topic), quiet=settings.quiet)
-    return _end(account, trouble)
+        settings.say(account.text(topic))
+    if account.failed:
+        assert account.cause is not None
+        click.echo(f"first failure: {account.cause}", err=True)
+        return PARTLY_DONE if account.queued > account.failed else account.cause.exit_status
+    if trouble is not None:
+        raise trouble
+    return 0
 
 
 def _format_of(text: str | None, settings: Settings) -> str:
     if text is not None:
         return text
-    return "json" if settings.output in ("json", "jsonl") else "value"
-
-
-def _record_bytes_max(settings: Settings, topic: str) -> int | None:
-    """The topic's largest batch; None if there is no such topic (yet)."""
-    from shmlog.client.admin import Admin
-
-    with Admin(settings.where) as admin:
-        [info] = admin.metadata([topic]).topics
-    return None if info.error else info.max_message_bytes
-
-
-def _say_created(settings: Settings, topic: str) -> None:
-    from shmlog.cli.admin import in_short
-    from shmlog.client.admin import Admin
-
-    with Admin(settings.where) as admin:
-        say(f"created {in_short(admin.describe_topic(topic))}", quiet=settings.quiet)
+    return "json" if settings.wants_json else "value"
 
 
 def _send_all(
-    sender: Sender, files: tuple[str, ...], text: str, settings: Settings
+    sender: Sender, files: Sequence[str], text: str, settings: Settings
 ) -> tuple[Account, ShmlogError | KeyboardInterrupt | None]:
     """Send every file's records until one of them fails; the account, and what went wrong here."""
     from shmlog.cli.parsing import read_rows
@@ -110,7 +106,10 @@ def _send_all(
     trouble: ShmlogError | KeyboardInterrupt | None = None
     try:
         with ExitStack() as stack:
-            bar = _Progress(files, settings, stack)
+            bar = None
+            if not settings.quiet and sys.stderr.isatty() and "-" not in files:
+                size = sum(os.path.getsize(name) for name in files)
+                bar = stack.enter_context(click.progressbar(length=size, file=sys.stderr))
             for name in files:
                 source = stack.enter_context(click.open_file(name, "rb"))
                 if not all(map(sender.send, read_rows(_chunks(source, bar), text))):
@@ -120,38 +119,13 @@ def _send_all(
     return sender.finish(), trouble
 
 
-class _Progress:
-    """A bar on a terminal, for inputs whose size is known."""
-
-    def __init__(self, files: tuple[str, ...], settings: Settings, stack: ExitStack) -> None:
-        self._bar = None
-        if not settings.quiet and sys.stderr.isatty() and "-" not in files:
-            size = sum(os.path.getsize(name) for name in files)
-            self._bar = stack.enter_context(click.progressbar(length=size, file=sys.stderr))
-
-    def advance(self, size: int) -> None:
-        """So many bytes more have been read."""
-        if self._bar is not None:
-            self._bar.update(size)
-
-
-def _chunks(source: IO[bytes], bar: _Progress) -> Iterator[bytes]:
+def _chunks(source: IO[bytes], bar: ProgressBar[int] | None) -> Iterator[bytes]:
     # One read each: what a pipe holds now, not what it will hold when the chunk is full.
     read = getattr(source, "read1", source.read)
     while chunk := read(CHUNK_BYTES):
-        bar.advance(len(chunk))
+        if bar is not None:
+            bar.update(len(chunk))
         yield chunk
-
-
-def _end(account: Account, trouble: ShmlogError | KeyboardInterrupt | None) -> int:
-    """The exit status. Raises what ended the sending if nothing else failed."""
-    if account.failed:
-        assert account.cause is not None
-        say(f"first failure: {account.cause}")
-        return PARTLY_DONE if account.queued > account.failed else account.cause.exit_status
-    if trouble is not None:
-        raise trouble
-    return 0
 
 
 @click.command()
@@ -179,31 +153,30 @@ def consume(
     text: str | None,
     partitions: str | None,
     grep: str | None,
-) -> int:
+) -> None:
     """Read records of TOPICs (names or patterns such as 'orders.*') and go on following."""
     from shmlog.cli.printing import Printer
     from shmlog.cli.receiving import Selection, receive
-    from shmlog.client.positions import parse_range
+    from shmlog.client.admin import Admin
+    from shmlog.client.consumer import Consumer
+    from shmlog.client.positions import EARLIEST, LATEST, parse_range
 
     printer = Printer(_format_of(text, settings), terminal=sys.stdout.isatty())
     start, stop = parse_range(position)
-    selection = Selection(count, None if grep is None else _expression(grep))
     chosen = None if partitions is None else integers(partitions, "-p")
-    receive(
-        where=settings.where,
-        topics=topics,
-        partitions=chosen,
-        start=start,
-        stop=stop,
-        to_end=to_end,
-        selection=selection,
-        printer=printer,
-    )
-    return 0
-
-
-def _expression(grep: str) -> re.Pattern[bytes]:
     try:
-        return re.compile(os.fsencode(grep))
+        selection = Selection(count, None if grep is None else re.compile(os.fsencode(grep)))
     except re.error as error:
         raise InvalidConfig(f"--grep {grep!r}: {error}") from None
+    with (
+        Admin(settings.where) if printer.wants_ends else nullcontext() as admin,
+        Consumer(
+            *topics,
+            where=settings.where,
+            partitions=chosen,
+            start=start or EARLIEST,
+            stop=LATEST if to_end and stop is None else stop,
+        ) as consumer,
+    ):
+        limit = stop if to_end else None
+        receive(consumer, admin, limit=limit, selection=selection, printer=printer)
