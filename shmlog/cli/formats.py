@@ -20,8 +20,14 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import click
+
+from shmlog.cli.settings import Settings
 from shmlog.errors import InvalidConfig
 
+FORMAT = click.option(
+    "-f", "--format", "text", metavar="FMT", help=r"value, json, raw, hex, or such as '%k\t%v\n'."
+)
 NAMED = {"value": r"%v\n", "raw": "%v", "hex": r"%v{hex}\n"}  # and json
 UNIT_NS = {"": 1, "us": 1000, "ms": 10**6}  # of %d
 
@@ -68,6 +74,13 @@ class Headers(NamedTuple):
 
 
 Token = Literal | Field | Headers
+
+
+def given_or_default(text: str | None, settings: Settings) -> str:
+    """The format of a command; `--json` stands for `-f json`."""
+    if text is not None:
+        return text
+    return "json" if settings.wants_json else "value"
 
 
 def tokens_of(text: str) -> tuple[Token, ...]:

@@ -43,8 +43,8 @@ COMMANDS = {
     "up": Lazy("shmlog.cli.run", "up", "Start the cluster of a directory."),
     "down": Lazy("shmlog.cli.run", "down", "Stop brokers and supervisor."),
     "status": Lazy("shmlog.cli.run", "status", "Health check: exit 5 if something is down."),
-    "produce": Lazy("shmlog.cli.stream", "produce", "Write records, one a line."),
-    "consume": Lazy("shmlog.cli.stream", "consume", "Read records, and go on following."),
+    "produce": Lazy("shmlog.cli.produce", "produce", "Write records, one a line."),
+    "consume": Lazy("shmlog.cli.consume", "consume", "Read records, and go on following."),
     "topic": Lazy("shmlog.cli.admin", "topic", "List, create, describe, alter, trim, delete."),
     "fsck": Lazy("shmlog.cli.files", "fsck", "Check a stopped cluster's files; changes nothing."),
 }
