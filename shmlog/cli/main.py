@@ -38,15 +38,15 @@ class Lazy(NamedTuple):
 
 
 COMMANDS = {
-    "dev": Lazy("shmlog.cli.run", "dev", "Throw-away cluster in the foreground."),
+    "dev": Lazy("shmlog.cli.dev", "dev", "Throw-away cluster in the foreground."),
     "demo": Lazy("shmlog.cli.demo", "demo", "See a broker killed and nothing lost."),
     "up": Lazy("shmlog.cli.run", "up", "Start the cluster of a directory."),
     "down": Lazy("shmlog.cli.run", "down", "Stop brokers and supervisor."),
-    "status": Lazy("shmlog.cli.run", "status", "Health check: exit 5 if something is down."),
+    "status": Lazy("shmlog.cli.status", "status", "Health check: exit 5 if something is down."),
     "produce": Lazy("shmlog.cli.produce", "produce", "Write records, one a line."),
     "consume": Lazy("shmlog.cli.consume", "consume", "Read records, and go on following."),
     "topic": Lazy("shmlog.cli.admin", "topic", "List, create, describe, alter, trim, delete."),
-    "fsck": Lazy("shmlog.cli.files", "fsck", "Check a stopped cluster's files; changes nothing."),
+    "fsck": Lazy("shmlog.cli.fsck", "fsck", "Check a stopped cluster's files; changes nothing."),
 }
 
 
