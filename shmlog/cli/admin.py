@@ -7,25 +7,19 @@ of it, `list` the part that the metadata holds. Removing data asks on a terminal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
-from shmlog.cli.render import (
-    Column,
-    confirm,
-    in_short,
-    pairs,
-    plural,
-    write_object,
-    write_rows,
-)
+from shmlog.cli.render import Column, confirm, in_short, pairs, plural, write_object, write_rows
 from shmlog.cli.settings import Settings
+from shmlog.client.admin import Admin
+from shmlog.client.consumer import Consumer
+from shmlog.client.positions import parse
 from shmlog.errors import InvalidConfig, LeaderUnavailable, TopicExists, UnknownTopic
-
-if TYPE_CHECKING:
-    from shmlog.client.admin import Admin
-    from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
+from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
+from shmlog.settings import TOPIC_SETTINGS, check_all, resolve
 
 DURABILITY = click.Choice(["os", "disk"])
 
@@ -53,8 +47,6 @@ PARTITION_COLUMNS = (
 
 
 def _admin(settings: Settings) -> Admin:
-    from shmlog.client.admin import Admin
-
     if settings.timeout_s is None:
         return Admin(settings.where)
     return Admin(settings.where, timeout=settings.timeout_s)
@@ -77,8 +69,6 @@ def list_topics(settings: Settings) -> None:
 
 
 def _listed(info: TopicInfo) -> dict[str, Any]:
-    import msgspec
-
     partitions = msgspec.to_builtins(info.partitions)
     return {
         "kind": "topic",
@@ -131,8 +121,6 @@ def create(
 
 def _configs(given: tuple[str, ...], **named: str | None) -> dict[str, Any]:
     """Settings under their native names, checked here so that a mistake needs no cluster."""
-    from shmlog.settings import TOPIC_SETTINGS, check_all
-
     configs: dict[str, str] = pairs(given, "--set")
     configs.update({key: value for key, value in named.items() if value is not None})
     return check_all(configs, TOPIC_SETTINGS)
@@ -160,8 +148,6 @@ def describe(settings: Settings, name: str) -> None:
 
 
 def _described(answer: DescribeTopicAnswer) -> dict[str, Any]:
-    import msgspec
-
     fields: dict[str, Any] = msgspec.to_builtins(answer)
     del fields["id"], fields["error"]
     return {"kind": "topic", "v": 1, **fields}
@@ -183,8 +169,6 @@ def alter(
     unset: tuple[str, ...],
 ) -> None:
     """Change settings, or add partitions."""
-    from shmlog.settings import TOPIC_SETTINGS, resolve
-
     configs = _configs(settings_given, durability=durability)
     removed = [resolve(key, TOPIC_SETTINGS).native for key in unset]
     if not configs and not removed and partitions is None:
@@ -213,9 +197,6 @@ def trim(
     settings: Settings, name: str, partition: int, position: str, dry_run: bool, yes: bool
 ) -> None:
     """Drop the records of a partition below an offset."""
-    from shmlog.client.consumer import Consumer
-    from shmlog.client.positions import parse
-
     wanted = parse(position)
     with _admin(settings) as admin:
         found = admin.describe_topic(name)
