@@ -21,17 +21,20 @@ from shmlog.errors import InvalidConfig, LeaderUnavailable, TopicExists, Unknown
 from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
 from shmlog.settings import TOPIC_SETTINGS, check_all, resolve
 
-DURABILITY = click.Choice(["os", "disk"])
+DURABILITY = click.option(
+    "--durability",
+    type=click.Choice(["os", "disk"]),
+    help="A batch is stored when written, or synced.",
+)
+SET = click.option("--set", "given", multiple=True, metavar="KEY=VALUE", help="A setting.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
+YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 LIST_COLUMNS = (
     Column("topic"),
     Column("partitions", lambda row: row["partition_count"], right=True),
     Column("replicas", lambda row: row["replication_factor"], right=True),
-    Column(
-        "without_leader",
-        lambda row: sum(p["leader"] < 0 for p in row["partitions"]),
-        right=True,
-    ),
+    Column("without_leader", lambda row: sum(p["leader"] < 0 for p in row["partitions"]), True),
 )
 SETTING_COLUMNS = (Column("setting"), Column("value"), Column("source"))
 PARTITION_COLUMNS = (
@@ -85,9 +88,9 @@ def _listed(info: TopicInfo) -> dict[str, Any]:
 @click.argument("name")
 @click.option("-p", "--partitions", type=int, default=1, show_default=True, help="How many.")
 @click.option("-r", "--replicas", type=int, help="Copies of each partition.")
-@click.option("--durability", type=DURABILITY, help="A batch is stored when written, or synced.")
+@DURABILITY
 @click.option("--retention", hidden=True)
-@click.option("--set", "settings_given", multiple=True, metavar="KEY=VALUE", help="A setting.")
+@SET
 @click.option("--if-not-exists", is_flag=True, help="A topic that is there already is fine.")
 @click.pass_obj
 def create(
@@ -97,11 +100,11 @@ def create(
     replicas: int | None,
     durability: str | None,
     retention: str | None,
-    settings_given: tuple[str, ...],
+    given: tuple[str, ...],
     if_not_exists: bool,
 ) -> None:
     """Make a topic."""
-    configs = _configs(settings_given, durability=durability, retention=retention)
+    configs = _configs(given, durability=durability, retention=retention)
     with _admin(settings) as admin:
         try:
             answer = admin.create_topic(name, partitions, replicas, configs)
@@ -137,10 +140,9 @@ def describe(settings: Settings, name: str) -> None:
         write_object(found)
         return
     if settings.output == "table":
-        counts = (found["partition_count"], "partition"), (found["replication_factor"], "replica")
-        click.echo(
-            "  ".join([name, found["topic_id"], *(plural(*count) for count in counts)]) + "\n"
-        )
+        partitions = plural(found["partition_count"], "partition")
+        replicas = plural(found["replication_factor"], "replica")
+        click.echo(f"{name}  {found['topic_id']}  {partitions}  {replicas}\n")
         configs = [{"setting": key, **found["configs"][key]} for key in sorted(found["configs"])]
         write_rows(configs, SETTING_COLUMNS, "table")
         click.echo()
@@ -156,8 +158,8 @@ def _described(answer: DescribeTopicAnswer) -> dict[str, Any]:
 @topic.command()
 @click.argument("name")
 @click.option("-p", "--partitions", type=int, help="Raise their number to this.")
-@click.option("--durability", type=DURABILITY, help="A batch is stored when written, or synced.")
-@click.option("--set", "settings_given", multiple=True, metavar="KEY=VALUE", help="A setting.")
+@DURABILITY
+@SET
 @click.option("--unset", multiple=True, metavar="KEY", help="Back to the default.")
 @click.pass_obj
 def alter(
@@ -165,11 +167,11 @@ def alter(
     name: str,
     partitions: int | None,
     durability: str | None,
-    settings_given: tuple[str, ...],
+    given: tuple[str, ...],
     unset: tuple[str, ...],
 ) -> None:
     """Change settings, or add partitions."""
-    configs = _configs(settings_given, durability=durability)
+    configs = _configs(given, durability=durability)
     removed = [resolve(key, TOPIC_SETTINGS).native for key in unset]
     if not configs and not removed and partitions is None:
         raise click.UsageError("nothing to change: give --set, --unset, --durability or -p")
@@ -190,8 +192,8 @@ def alter(
 @click.argument("name")
 @click.option("-p", "--partition", type=click.IntRange(min=0), required=True, help="Which one.")
 @click.option("-o", "--offset", "position", required=True, help="The first offset to keep.")
-@click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@DRY_RUN
+@YES
 @click.pass_obj
 def trim(
     settings: Settings, name: str, partition: int, position: str, dry_run: bool, yes: bool
@@ -205,21 +207,18 @@ def trim(
             raise UnknownTopic(f"topic {name} has {count}, not number {partition}")
         with Consumer(name, where=settings.where, partitions=[partition], start=wanted) as there:
             offset = there.position(there.assignment[0])
-        before, end = (
-            found.partitions[partition].log_start,
-            found.partitions[partition].high_watermark,
-        )
-        gone = max(0, min(offset, end) - before)
+        ends = found.partitions[partition]
+        before = ends.log_start
+        gone = max(0, min(offset, ends.high_watermark) - before)
         after = max(offset, before)
+        records = plural(gone, "record")
         change = f"{name}-{partition}: log start {before:,} -> {after:,}"
         if dry_run:
-            click.echo(
-                f"{change}, {plural(gone, 'record')} would be dropped; nothing was done", err=True
-            )
+            click.echo(f"{change}, {records} would be dropped; nothing was done", err=True)
         else:
-            confirm(f"{change}: drop {plural(gone, 'record')} for good?", yes=yes)
+            confirm(f"{change}: drop {records} for good?", yes=yes)
             admin.delete_records([(name, partition, offset)])
-            settings.say(f"{change}, {plural(gone, 'record')} dropped")
+            settings.say(f"{change}, {records} dropped")
     if settings.wants_json:
         write_object(
             {
@@ -236,8 +235,8 @@ def trim(
 
 @topic.command()
 @click.argument("name")
-@click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@DRY_RUN
+@YES
 @click.pass_obj
 def delete(settings: Settings, name: str, dry_run: bool, yes: bool) -> None:
     """Remove a topic and its data."""

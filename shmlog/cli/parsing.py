@@ -31,15 +31,21 @@ from shmlog.cli.formats import UNIT_NS, Field, Headers, Literal, Token, tokens_o
 from shmlog.errors import InvalidConfig, SerializationError
 
 PIECE_BYTES_MAX = 64 << 20  # far over any record; input without its delimiter ends there
-_INTEGER = rb"-?\d{1,19}"
-_PATTERNS: dict[Token | None, bytes] = {
-    Field("p"): rb"\d{1,9}",
-    Field("d"): _INTEGER,
-    Field("d", "us"): _INTEGER,
-    Field("d", "ms"): _INTEGER,
-    Field("d", "iso"): rb"[0-9TZ:.-]+",
-}
+_ANYTHING, _INTEGER = b".*?", rb"-?\d{1,19}"
 _COLUMNS = {"k": "keys", "v": "values", "h": "headers", "p": "partitions", "d": "timestamps"}
+
+
+def _scaled(unit_ns: int) -> Callable[[bytes], int]:
+    return lambda text: int64(int(text) * unit_ns)
+
+
+# Field -> the expression of its text, and what makes of the text the field.
+_READABLE: dict[Field, tuple[bytes, Callable[[bytes], Any]]] = {
+    **{Field(k, modifier): (_ANYTHING, f) for modifier, f in DECODE.items() for k in "kv"},
+    **{Field("d", modifier): (_INTEGER, _scaled(ns)) for modifier, ns in UNIT_NS.items()},
+    Field("d", "iso"): (rb"[0-9TZ:.-]+", lambda text: parse_iso(text.decode())),
+    Field("p"): (rb"\d{1,9}", int),
+}
 
 
 @dataclass(slots=True)
@@ -152,7 +158,7 @@ def _letter(token: Field | Headers) -> str:
     return token.letter if isinstance(token, Field) else "h"
 
 
-def _compile(tokens: list[Token]) -> Callable[[bytes], Iterable[Any]] | None:
+def _compile(tokens: Sequence[Token]) -> Callable[[bytes], Iterable[Any]] | None:
     """What decodes a piece into its fields; None: a piece is a value as it is.
 
     Raises: ValueError if the format cannot be parsed.
@@ -161,7 +167,7 @@ def _compile(tokens: list[Token]) -> Callable[[bytes], Iterable[Any]] | None:
         return None
     fields = [token for token in tokens if not isinstance(token, Literal)]
     letters = [_letter(token) for token in fields]
-    decoders = [_decoder(token) for token in fields]
+    decoders = [_readable(token)[1] for token in fields]
     if not fields:
         raise ValueError("to be parsed it needs a field, such as %v")
     if twice := [letter for letter in letters if letters.count(letter) > 1]:
@@ -192,39 +198,24 @@ def _expression(tokens: Sequence[Token], group: bytes, last: Token | None = None
     out = b""
     for before, token in pairwise([None, *tokens]):
         if isinstance(token, Literal):
-            closing = b")" if before not in (None, last) else b""
-            out += re.escape(token.data) + closing
-        else:
-            opening = b"" if token is last else b"(?>"
-            out += opening + group + _pattern(token) + b")"
+            out += re.escape(token.data) + (b")" if before not in (None, last) else b"")
+        elif token is not None:
+            out += (b"" if token is last else b"(?>") + group + _readable(token)[0] + b")"
     return out
 
 
-def _pattern(token: Token | None) -> bytes:
+def _readable(token: Field | Headers) -> tuple[bytes, Callable[[bytes], Any]]:
+    """Expression and decoder of a field. Raises ValueError if it cannot be parsed."""
     if isinstance(token, Headers):
-        return b"(?:" + _expression(token.inner, b"(?:") + b")*?"
-    return _PATTERNS.get(token, b".*?")
+        return _readable_headers(token)
+    if token not in _READABLE:
+        raise ValueError(
+            f"%{token.letter} cannot be parsed; a record brings %k %v %h %p and %d (not strftime)"
+        )
+    return _READABLE[token]
 
 
-def _decoder(token: Field | Headers) -> Callable[[bytes], Any]:
-    """What makes of a field's text the field. Raises ValueError if nothing can."""
-    if isinstance(token, Headers):
-        return _headers_decoder(token)
-    if token.letter in "kv":
-        return DECODE[token.modifier]
-    if token.letter == "p":
-        return int
-    if token == Field("d", "iso"):
-        return lambda text: parse_iso(text.decode())
-    if token.letter == "d" and token.modifier in UNIT_NS:
-        unit_ns = UNIT_NS[token.modifier]
-        return lambda text: int64(int(text) * unit_ns)
-    raise ValueError(
-        f"%{token.letter} cannot be parsed; a record brings %k %v %h %p and %d (not strftime)"
-    )
-
-
-def _headers_decoder(token: Headers) -> Callable[[bytes], list[tuple[str, Octets]]]:
+def _readable_headers(token: Headers) -> tuple[bytes, Callable[[bytes], Any]]:
     fields = [t for t in token.inner if isinstance(t, Field)]
     letters = "".join(field.letter for field in fields)
     if letters not in ("kv", "vk") or _touching(token.inner) or token.inner[-1] is fields[-1]:
@@ -239,4 +230,4 @@ def _headers_decoder(token: Headers) -> Callable[[bytes], list[tuple[str, Octets
         pairs = [[f(part) for f, part in zip(decoders, found, strict=True)] for found in find(text)]
         return [((pair[name] or b"").decode(), pair[value]) for pair in pairs]
 
-    return decode
+    return b"(?:" + _expression(token.inner, b"(?:") + b")*?", decode

@@ -77,15 +77,14 @@ def produce(
         with Producer(where=settings.where, acks=acks, compression=compression) as producer:
             sender = Sender(producer, topic, fixed_key, partition, fixed_headers, rate, limit)
             trouble = _send_all(sender, files or ("-",), text, settings)
-            account = sender.finish()
-        if info.error and account.queued > account.failed:
+            sender.finish()
+        if info.error and sender.queued > sender.failed:
             settings.say(f"created {in_short(admin.describe_topic(topic))}")
-    if account.queued or trouble is None:
-        settings.say(account.text(topic))
-    if account.failed:
-        assert account.cause is not None
-        click.echo(f"first failure: {account.cause}", err=True)
-        return PARTLY_DONE if account.queued > account.failed else account.cause.exit_status
+    if sender.queued or trouble is None:
+        settings.say(sender.account())
+    if sender.cause is not None:
+        click.echo(f"first failure: {sender.cause}", err=True)
+        return PARTLY_DONE if sender.queued > sender.failed else sender.cause.exit_status
     if trouble is not None:
         raise trouble
     return 0
@@ -120,34 +119,12 @@ def _chunks(source: IO[bytes], bar: ProgressBar[int] | None) -> Iterator[bytes]:
 
 
 @dataclass(slots=True)
-class Account:
-    """What became of the records. `ranges`: partition to (first, last) offset; empty at acks 0."""
-
-    queued: int = 0
-    failed: int = 0
-    size: int = 0
-    cause: ShmlogError | None = None
-    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
-
-    def text(self, topic: str) -> str:
-        """The last line of `produce`."""
-        sent = self.queued - self.failed
-        where = f"{topic}, {len(self.ranges)} partitions"
-        if len(self.ranges) == 1:
-            [(partition, (first, last))] = self.ranges.items()
-            where = f"{topic}-{partition} @ {first}" + (f"..{last}" if last > first else "")
-        elif not self.ranges:
-            where = topic
-        return f"sent {sent:,}, failed {self.failed:,}: {self.size:,} bytes, {where}"
-
-
-@dataclass(slots=True)
 class Sender:
-    """Sends rows to one topic. One thread.
+    """Sends rows to one topic, and keeps account of them. One thread.
 
     `key`, `partition` and `headers` are those of every record; `rate`: records a second. Records
     near `record_bytes_max` are sent one by one, so that the account is right about which one was
-    refused.
+    refused. `ranges`: partition to (first, last) offset; empty at acks 0.
     """
 
     producer: Producer
@@ -157,7 +134,11 @@ class Sender:
     headers: Sequence[tuple[str, Octets]]
     rate: float | None
     record_bytes_max: int
-    account: Account = field(default_factory=Account)
+    queued: int = 0
+    failed: int = 0
+    size: int = 0
+    cause: ShmlogError | None = None
+    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
     _open: deque[Delivery | Deliveries] = field(default_factory=deque)
     _started_ns: int = field(default_factory=clock.SYSTEM_CLOCK.monotonic_ns)
 
@@ -168,16 +149,26 @@ class Sender:
             return self._take_back()
         return all(map(self._send_one, *self._columns(rows)))
 
-    def finish(self) -> Account:
+    def finish(self) -> None:
         """Wait for the fate of everything queued."""
         try:
             self.producer.flush()
         except DeliveryError as error:
-            self.account.failed = len(error.failures)
-            self.account.cause = error.failures[0][1]
+            self.failed = len(error.failures)
+            self.cause = error.failures[0][1]
         while self._open:
             self._settle(self._open.popleft())
-        return self.account
+
+    def account(self) -> str:
+        """The last line of `produce`."""
+        sent = self.queued - self.failed
+        where = f"{self.topic}, {len(self.ranges)} partitions"
+        if len(self.ranges) == 1:
+            [(partition, (first, last))] = self.ranges.items()
+            where = f"{self.topic}-{partition} @ {first}" + (f"..{last}" if last > first else "")
+        elif not self.ranges:
+            where = self.topic
+        return f"sent {sent:,}, failed {self.failed:,}: {self.size:,} bytes, {where}"
 
     def _are_plain(self, rows: Rows) -> bool:
         special = self.rate or self.headers or rows.partitions or any(rows.headers or ())
@@ -197,8 +188,8 @@ class Sender:
             timestamps=rows.timestamps,  # type: ignore[arg-type]  # none is None
         )
         self._open.append(promise)
-        self.account.queued += len(rows)
-        self.account.size += _size(rows.values) + _size(keys or ())
+        self.queued += len(rows)
+        self.size += _size(rows.values) + _size(keys or ())
 
     def _columns(self, rows: Rows) -> tuple[Iterable[Any], ...]:
         """Values, keys, partitions, timestamps, headers: what there is, else what is fixed."""
@@ -228,13 +219,13 @@ class Sender:
             headers=[*headers, *self.headers],
         )
         self._open.append(promise)
-        self.account.queued += 1
-        self.account.size += _size([value, key])
+        self.queued += 1
+        self.size += _size([value, key])
         return self._take_back()
 
     def _wait_until_due(self) -> None:
         if self.rate is not None:
-            due_ns = self._started_ns + int(self.account.queued / self.rate * clock.NS_PER_S)
+            due_ns = self._started_ns + int(self.queued / self.rate * clock.NS_PER_S)
             wait_ns = due_ns - clock.SYSTEM_CLOCK.monotonic_ns()
             if wait_ns > 0:
                 clock.sleep(wait_ns / clock.NS_PER_S)
@@ -258,8 +249,8 @@ class Sender:
 
     def _note(self, partition: int, offset: int, count: int) -> None:
         if offset >= 0:
-            first, last = self.account.ranges.get(partition, (offset, offset))
-            self.account.ranges[partition] = (min(first, offset), max(last, offset + count - 1))
+            first, last = self.ranges.get(partition, (offset, offset))
+            self.ranges[partition] = (min(first, offset), max(last, offset + count - 1))
 
 
 def _size(column: Iterable[Octets]) -> int:
