@@ -11,6 +11,7 @@ from pathlib import Path
 
 from node import journal
 from node.broker import Broker
+from shmlog import process
 from shmlog.clock import SYSTEM_CLOCK
 from shmlog.errors import CorruptLog, ShmlogError
 
@@ -22,7 +23,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -P -m node", description="A shmlog broker.")
     parser.add_argument("--dir", type=Path, required=True, help="the cluster directory")
     parser.add_argument("--id", type=int, required=True, help="which broker of the cluster")
+    parser.add_argument("--owner-pid", type=int, help="stop when this process, the parent, ends")
     arguments = parser.parse_args()
+    if arguments.owner_pid is not None:
+        process.end_with_parent(arguments.owner_pid)
     if not __debug__:
         parser.exit(EXIT_CONFIGURATION, "the broker's own checks are asserts: no python -O\n")
     journal.start(SYSTEM_CLOCK, arguments.id)

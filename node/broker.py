@@ -4,7 +4,8 @@ Start: lock the data directory, count the incarnation, remove what the dead inca
 open the metadata log, register (which gives every partition a new leader epoch), open the partitions, bind the
 socket, and only then publish the registry entry: who finds the broker there can talk to it.
 
-Stop: answer what is in hand, sync and close every log, remove the rings, mark the stop as clean.
+Stop: end the turn in hand, close the socket (who waits resends to the next incarnation), sync and close every
+log, remove the rings, mark the stop as clean.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from node.io.wire import ZmqWire
 from node.io.workers import ThreadWorkers
 from node.metadata import Metadata
 from node.rings import Rings, default_budget
+from node.upkeep import is_no_space
 from shmlog import directory, process, registry
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
@@ -53,7 +55,9 @@ class Broker:
         incarnation = registry.next_incarnation(self._data_dir)
         directory.unlink_memory_of_dead(path, broker)
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
-        uptime.write(self._data_dir, self._uptime)
+        # Not clean from here on; but until recovery is done the logs are as the last boot left them.
+        last_boot_id = "" if last is None else last.boot_id
+        uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
         storage = OsStorage()
         self.metadata = Metadata(
             storage,
@@ -65,6 +69,12 @@ class Broker:
         )
         if not self.metadata.check_cluster(cluster.cluster):
             self.metadata.found(cluster.cluster)
+        before = self.metadata.image.brokers.get(broker)
+        if before is not None and before.incarnation >= incarnation:
+            raise InvalidConfig(
+                f"{self._data_dir}/incarnation was lost: this start would be number {incarnation}, the "
+                f"metadata knows {before.incarnation}; write a number of at least that into it"
+            )
         record = BrokerRecord(broker, incarnation, boot_id, endpoint)
         self.metadata.commit_now(lambda image: controller.register_broker(image, record))
         identity = Identity(cluster.cluster, broker, incarnation, endpoint, cluster.brokers)
@@ -92,6 +102,7 @@ class Broker:
             clean=clean,
         )
         self._catalog.open_all()
+        uptime.write(self._data_dir, self._uptime)
         self._wire = ZmqWire(endpoint, self._workers.fileno(), process.raise_descriptor_limit())
         self._loop = Loop(self.context, self._catalog, self._wire, self._workers, clock)
         self._registration = registry.Registration(directory.registry_file(path, broker))
@@ -131,7 +142,9 @@ class Broker:
 
     def _stop(self) -> None:
         self._wire.close()
-        self._workers.close()
+        for completion in self._workers.close():
+            if completion.error is not None and not is_no_space(completion.error):
+                raise completion.error
         self._catalog.close_all()
         self.metadata.log.close(self.metadata.log.synced_end_offset)
         uptime.write(

@@ -11,6 +11,7 @@ files; readers then fetch by socket. That is said once.
 from __future__ import annotations
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from node import journal
@@ -19,15 +20,18 @@ from node.handlers.exchange import COMMITTED, METADATA, READY, STORED, Context
 from node.io.workers import Lane, Workers
 from node.partition import Partition
 from node.rings import Rings
-from node.upkeep import Upkeep
+from node.upkeep import Upkeep, is_no_space
 from shmlog.ids import TopicPartition
 from shmlog.log import paths
+from shmlog.log.jobs import Job
 from shmlog.log.log import Log, move_to_deleted
 from shmlog.log.storage import Storage
 from shmlog.ring.layout import RingIdentity
 from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
 from shmlog.ring.writer import RingWriter
+
+OPEN_THREADS = 8
 
 
 class Catalog:
@@ -56,16 +60,25 @@ class Catalog:
         self._clean = clean
         self.upkeep = Upkeep(context.clock, workers, self.settled)
         self._opening: set[tuple[bytes, int]] = set()
+        self._unopened: set[bytes] = set()  # topics with partitions that found no space
+        self._ring_count = 0
 
     # -- following the image --------------------------------------------------------------------------
 
     def open_all(self) -> None:
         """At the start: open every hosted partition in the calling thread; then set strays aside."""
         image = self._context.metadata.image
-        for topic in image.topics.values():
-            for state in topic.partitions:
-                if self._hosts(state):
-                    self._opened(topic, state, self._open(topic, state), None)
+        hosted = [
+            (topic, state)
+            for topic in image.topics.values()
+            for state in topic.partitions
+            if self._hosts(state)
+        ]
+        # Opening waits for syncs, and syncs of different files overlap.
+        with ThreadPoolExecutor(OPEN_THREADS) as pool:
+            logs = pool.map(lambda pair: self._open(*pair), hosted)
+            for (topic, state), log in zip(hosted, logs, strict=True):
+                self._opened(topic, state, log, None)
         self._set_strays_aside(image)
         # From here on every log that is opened is a new one.
         self._clean = self._same_boot = True
@@ -117,6 +130,10 @@ class Catalog:
         self, topic: Topic, state: PartitionRecord, log: object, error: BaseException | None
     ) -> None:
         self._opening.discard((topic.topic_id, state.partition))
+        if is_no_space(error):
+            journal.warning("no space to open", partition=f"{topic.name}-{state.partition}")
+            self._unopened.add(topic.topic_id)
+            return
         if error is not None:
             raise error
         assert isinstance(log, Log)
@@ -143,7 +160,8 @@ class Catalog:
         if partition.config.ring_bytes != topic.config.ring_bytes:
             # Another size: the next append has a new ring made. Readers see this one sealed.
             self._release_ring(partition)
-            partition.ring_state = "none"
+            if partition.ring_state != "asked":  # else _ring_made sees the other size
+                partition.ring_state = "none"
         if partition.config is not topic.config:
             if partition.configure(topic.config):
                 self.settled(partition)
@@ -152,12 +170,20 @@ class Catalog:
         # A log start beyond this log's end would mean that committed records are missing.
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start:
-            self._rewind_jobs(partition, start)
+            self._trim(partition, start)
 
-    def _rewind_jobs(self, partition: Partition, log_start: int) -> None:
-        for job in partition.trim(log_start):
-            self._workers.submit(Lane.FILES, job.run, _raise_error)
+    def _trim(self, partition: Partition, log_start: int) -> None:
+        jobs = partition.trim(log_start)
+        self._workers.submit(Lane.FILES, partial(_run_all, jobs), _raise_error)
         self.upkeep.trimmed(partition)
+
+    def retry_opening(self) -> None:
+        """Try again to open what found no space."""
+        topic_ids, self._unopened = self._unopened, set()
+        for topic_id in topic_ids:
+            topic = self._context.metadata.image.by_id(topic_id)
+            if topic is not None:
+                self._follow_topic(topic)
 
     # -- closing --------------------------------------------------------------------------------------
 
@@ -195,6 +221,7 @@ class Catalog:
 
     def _set_strays_aside(self, image: Image) -> None:
         """Nothing is deleted because the metadata says that it should not exist: it is renamed."""
+        self._storage.remove_tree(f"{self._data_dir}/{paths.DELETED}")
         for name in self._storage.list(self._data_dir):
             parsed = paths.parse_partition_dir(name)
             if parsed is None or parsed[0] == paths.METADATA_TOPIC:
@@ -256,11 +283,13 @@ class Catalog:
         writer = RingWriter.create(shared, identity, capacity, leader_epoch=partition.leader_epoch)
         writer.beat(self._context.clock.monotonic_ns())
         partition.attach_ring(writer, RingReader(shared, identity), shared)
+        self._ring_count += 1
 
     def _release_ring(self, partition: Partition) -> None:
         memory = partition.memory
         partition.detach_ring()
         if memory is not None:
+            self._ring_count -= 1
             self._rings.remove(memory)
 
     def beat(self) -> None:
@@ -272,7 +301,7 @@ class Catalog:
 
     def has_rings(self) -> bool:
         """Is there any ring to stamp?"""
-        return any(p.ring is not None for p in self._context.partitions.values())
+        return self._ring_count > 0
 
     # -- ends -----------------------------------------------------------------------------------------
 
@@ -288,5 +317,13 @@ class Catalog:
 
 
 def _raise_error(_: object, error: BaseException | None) -> None:
-    if error is not None:
+    if is_no_space(error):
+        journal.warning("no space for a change of files", reason=str(error))
+    elif error is not None:
         raise error
+
+
+def _run_all(jobs: list[Job]) -> None:
+    """One behind the other: if the log start cannot be written, nothing is unlinked."""
+    for job in jobs:
+        job.run()

@@ -1,18 +1,19 @@
 """A broker process as its supervisor sees it: start, death, what follows.
 
-    starting --registered--> ready --death--> backoff --time--> starting
-        |                                        ^
-        +----------------- death ----------------+
+    backoff --time--> starting --registered--> ready
+       ^                  |                      |
+       +------------------+-------- death -------+
     any --death while stopping, or exit code 2 or 7--> stopped
 
-A child has a session of its own, so that a Ctrl-C at the terminal reaches only the supervisor.
-When one dies, its registration is stamped with the time and its shared memory is unlinked at once,
-by its list: nothing in a dead incarnation's rings matters. The pause before the next start doubles
-from 100 ms to 1 s and begins anew after 10 s of life.
+The first start is a backoff of no time. A child has a session of its own, so that a Ctrl-C at the
+terminal reaches only the supervisor. When one dies, its registration is stamped with the time and
+its shared memory is unlinked at once, by its list: nothing in a dead incarnation's rings matters.
+The pause before the next start doubles from 100 ms to 1 s and begins anew after 10 s of life.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,19 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shmlog import process, registry
+from shmlog import directory, process
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.control import BrokerStatus, State
-from shmlog.directory import (
-    BrokerEntry,
-    broker_log,
-    registry_file,
-    stamp_death,
-    unlink_memory_of_dead,
-)
 
 BACKOFF_MIN_MS = 100
 BACKOFF_MAX_MS = 1000
+START_POLL_NS = 10 * NS_PER_MS
 SETTLED_NS = 10 * NS_PER_S  # whoever lived so long did not die of its start
 FINAL_EXIT_CODES = (2, 7)  # wrong configuration, damage: the next start would end the same way
 
@@ -58,36 +53,61 @@ class Child:
         *,
         log: bool,
     ) -> None:
-        self.broker = broker
-        self.state = State.STOPPED
-        self.restarts = 0
-        self.pidfd = -1
+        self.state = State.BACKOFF
+        self.due_ns: int | None = 0  # when to call `turn` though nothing has happened
+        self.pidfd: int | None = None  # readable when the process has ended: call `turn`
         self.exit_code = 0
-        self.due_ns = 0  # in BACKOFF: when to start again
         self._path = path
+        self._broker = broker
         self._command = command
         self._emit = emit
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._started_ns = 0
+        self._stopped_ns: int | None = None  # when it was asked to stop
         self._backoff_ms = 0
+        self._restarts = 0
 
     @property
     def status(self) -> BrokerStatus:
         """As `status` answers it."""
-        pid = self._process.pid if self._process is not None else None
-        return BrokerStatus(broker=self.broker, pid=pid, state=self.state, restarts=self.restarts)
+        return BrokerStatus(
+            broker=self._broker,
+            pid=self._process.pid if self._process is not None else None,
+            state=self.state,
+            restarts=self._restarts,
+        )
 
-    @property
-    def running(self) -> bool:
-        """A process exists that has not been waited for."""
-        return self._process is not None
+    def turn(self, now_ns: int) -> None:
+        """Whatever the time, a death or a registration asks for."""
+        if self._process is None:
+            if self.due_ns is not None and now_ns >= self.due_ns:
+                self._start(now_ns)
+        elif (code := self._process.poll()) is not None:
+            self._handle_death(self._process.pid, code, now_ns)
+        elif self._stopped_ns is not None:
+            if self.due_ns is not None and now_ns >= self.due_ns:
+                self.due_ns = None
+                waited_ms = (now_ns - self._stopped_ns) // NS_PER_MS
+                self._say("killed", self._process.pid, waited_ms=waited_ms)
+                process.kill(self._process.pid)
+        elif self.state is State.STARTING:
+            self.due_ns = now_ns + START_POLL_NS
+            self._maybe_ready(self._process.pid)
 
-    def start(self, now_ns: int) -> None:
-        """Start a process; `pidfd` becomes readable when it ends."""
-        unlink_memory_of_dead(self._path, self.broker)
-        output = self._open_output()
-        try:
+    def stop(self, now_ns: int, kill_ns: int) -> None:
+        """Ask the process to end, and kill it at `kill_ns`; or forget the one that was due."""
+        self._stopped_ns = now_ns
+        if self._process is None:
+            self.state, self.due_ns = State.STOPPED, None
+        else:
+            self.due_ns = kill_ns
+            process.kill(self._process.pid, signal.SIGTERM)
+
+    def _start(self, now_ns: int) -> None:
+        directory.unlink_memory_of_dead(self._path, self._broker)
+        log = directory.broker_log(self._path, self._broker)
+        with directory.open_log(log) if self._log else contextlib.nullcontext(2) as output:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -95,76 +115,37 @@ class Child:
                 stderr=output,
                 start_new_session=True,
             )
-        finally:
-            if self._log:
-                os.close(output)
         self.pidfd = os.pidfd_open(self._process.pid)
-        self.state = State.STARTING
+        self.state, self.due_ns = State.STARTING, now_ns + START_POLL_NS
         self._started_ns = now_ns
 
-    def maybe_ready(self) -> bool:
-        """STARTING -> READY once this very process has published its registration."""
-        assert self._process is not None
-        found = registry.read(registry_file(self._path, self.broker), BrokerEntry)
-        if found is None or not found.alive or found.entry.pid != self._process.pid:
-            return False
-        self.state = State.READY
-        self._emit(
-            {
-                "event": "ready",
-                "broker": self.broker,
-                "pid": self._process.pid,
-                "incarnation": found.entry.incarnation,
-            }
-        )
-        return True
+    def _maybe_ready(self, pid: int) -> None:
+        """It serves once this very process has published its registration."""
+        entry = directory.read_brokers(self._path).get(self._broker)
+        if entry is not None and entry.pid == pid:
+            self.state, self.due_ns = State.READY, None
+            self._say("ready", pid, incarnation=entry.incarnation)
 
-    def handle_death(self, now_ns: int, *, stopping: bool) -> None:
-        """The process has ended: clean up after it and decide what follows."""
-        assert self._process is not None
-        returncode = self._process.wait()
-        event: Event = {"event": "exit", "broker": self.broker, "pid": self._process.pid}
-        event |= {"signal": -returncode} if returncode < 0 else {"code": returncode}
-        lived_ns = now_ns - self._started_ns
-        event["lived_ms"] = lived_ns // NS_PER_MS
+    def _handle_death(self, pid: int, code: int, now_ns: int) -> None:
+        """Clean up after the process and decide what follows."""
+        assert self.pidfd is not None
         os.close(self.pidfd)
-        self._process, self.pidfd = None, -1
-        self.exit_code = returncode
-        stamp_death(self._path, self.broker)
-        unlink_memory_of_dead(self._path, self.broker)
-        if stopping or returncode in FINAL_EXIT_CODES:
+        self._process = self.pidfd = self.due_ns = None
+        self.exit_code = code
+        directory.stamp_death(self._path, self._broker)
+        directory.unlink_memory_of_dead(self._path, self._broker)
+        lived_ns = now_ns - self._started_ns
+        event: Event = {"signal": -code} if code < 0 else {"code": code}
+        event["lived_ms"] = lived_ns // NS_PER_MS
+        if self._stopped_ns is not None or code in FINAL_EXIT_CODES:
             self.state = State.STOPPED
-            event["unexpected"] = not stopping
+            event["unexpected"] = self._stopped_ns is None
         else:
             self.state = State.BACKOFF
-            self.restarts += 1
-            self._backoff_ms = backoff_ms(self._backoff_ms, lived_ns)
+            self._restarts += 1
+            event["backoff_ms"] = self._backoff_ms = backoff_ms(self._backoff_ms, lived_ns)
             self.due_ns = now_ns + self._backoff_ms * NS_PER_MS
-            event["backoff_ms"] = self._backoff_ms
-        self._emit(event)
+        self._say("exit", pid, **event)
 
-    def stop(self) -> None:
-        """Ask the process to end, or forget the one that was due."""
-        if self._process is None:
-            self.state = State.STOPPED
-        else:
-            process.kill(self._process.pid, signal.SIGTERM)
-
-    def kill(self, waited_ms: int) -> None:
-        """End a process that did not stop when asked."""
-        if self._process is not None:
-            self._emit(
-                {
-                    "event": "killed",
-                    "broker": self.broker,
-                    "pid": self._process.pid,
-                    "waited_ms": waited_ms,
-                }
-            )
-            process.kill(self._process.pid, signal.SIGKILL)
-
-    def _open_output(self) -> int:
-        if not self._log:
-            return 2
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(broker_log(self._path, self.broker), flags, 0o600)
+    def _say(self, event: str, pid: int, **fields: Any) -> None:
+        self._emit({"event": event, "broker": self._broker, "pid": pid, **fields})

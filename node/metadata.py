@@ -166,6 +166,9 @@ class Metadata:
             job.run()
             self.log.finish_sync(job)
             self.synced()
+            checkpoint = self.log.checkpoint_job(self.log.synced_end_offset)
+            if checkpoint is not None:
+                checkpoint.run()
 
     def found(self, cluster: str) -> None:
         """Write the first record of an empty log."""

@@ -327,26 +327,7 @@ class Partition:
     def trim(self, offset: int) -> list[Job]:
         """Raise the log start (delete-records). Returns the file jobs to run."""
         jobs = self.log.set_log_start(offset)
-        if self.ring is not None and self._reader is not None:
-            position = self.ring.tail
-            if offset < self.next_offset:
-                position = self._first_position_at(offset)
-            self.ring.drop_below(position)
+        if self.ring is not None:
+            # All of it: what is left of the log is in the files, and readers come back by themselves.
+            self.ring.drop_below(self.ring.tail)
         return jobs
-
-    def _first_position_at(self, offset: int) -> int:
-        """The ring position of the first batch that begins at or above `offset`."""
-        assert self._reader is not None
-        assert self.ring is not None
-        position = self._reader.seek(offset)
-        if position is None:
-            return self.ring.oldest_valid
-        while position < self.ring.tail:
-            chunk = self._reader.read(position, self.config.ring_bytes, end=self.ring.tail)
-            if chunk is None or not chunk.data:
-                break
-            for at, header in batches.iterate(memoryview(chunk.data)):
-                if header.base_offset >= offset:
-                    return chunk.position + at
-                position = chunk.position + at + header.batch_size
-        return self.ring.tail

@@ -20,9 +20,14 @@ from node import journal
 from node.io.workers import Lane, Workers
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
-from shmlog.errors import DiskFull
 
 CHECKPOINT_INTERVAL_NS = NS_PER_S
+NO_SPACE_PAUSE_NS = NS_PER_S
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Is this the lack of space that a broker survives?"""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Upkeep:
@@ -39,6 +44,7 @@ class Upkeep:
         self._syncing: set[Partition] = set()
         self._allocating: set[Partition] = set()
         self._checkpointing: set[Partition] = set()
+        self._no_space: dict[Partition, int] = {}  # when to try to preallocate again
 
     def written(self, partition: Partition) -> None:
         """The partition's log has grown."""
@@ -49,7 +55,7 @@ class Upkeep:
         else:
             interval_ns = partition.config.sync_interval * NS_PER_MS
             self._sync_due.setdefault(partition, now_ns + interval_ns)
-        if partition not in self._allocating:
+        if partition not in self._allocating and now_ns >= self._no_space.get(partition, 0):
             self._allocate(partition)
 
     def trimmed(self, partition: Partition) -> None:
@@ -60,6 +66,8 @@ class Upkeep:
         """The partition is closed."""
         self._sync_due.pop(partition, None)
         self._checkpoint_due.pop(partition, None)
+        self._no_space.pop(partition, None)
+        self._checkpointing.discard(partition)
 
     def turn(self) -> None:
         """Begin what is due."""
@@ -106,12 +114,15 @@ class Upkeep:
         self, partition: Partition, job: Any, _: object, error: BaseException | None
     ) -> None:
         self._allocating.discard(partition)
-        if isinstance(error, DiskFull) or (
-            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        ):
-            journal.warning("no space to preallocate", partition=str(partition.name))
+        if is_no_space(error):
+            # Said once, and tried again after a pause: the disk may be full for long.
+            if partition not in self._no_space:
+                journal.warning("no space to preallocate", partition=str(partition.name))
+            self._no_space[partition] = self._clock.monotonic_ns() + NO_SPACE_PAUSE_NS
         elif error is not None:
             raise error
+        else:
+            self._no_space.pop(partition, None)
         partition.log.finish_allocation(job)
 
     def _checkpoint(self, partition: Partition) -> None:
@@ -123,6 +134,13 @@ class Upkeep:
         self._workers.submit(Lane.FILES, job.run, partial(self._checkpointed, partition))
 
     def _checkpointed(self, partition: Partition, _: object, error: BaseException | None) -> None:
+        forgotten = partition not in self._checkpointing
         self._checkpointing.discard(partition)
-        if error is not None:
+        if is_no_space(error):
+            journal.warning("no space for a checkpoint", partition=str(partition.name))
+            partition.log.forget_checkpoint()
+            if not forgotten:
+                later_ns = self._clock.monotonic_ns() + CHECKPOINT_INTERVAL_NS
+                self._checkpoint_due[partition] = later_ns
+        elif error is not None:
             raise error

@@ -15,21 +15,18 @@ from shmlog.registry import write_durably
 
 
 class Uptime(msgspec.Struct, frozen=True):
-    """One uptime."""
-
     incarnation: int
     boot_id: str
     clean: bool
 
 
 def read(data_dir: Path) -> Uptime | None:
-    """The last uptime; None if there was none, or if its file is damaged (then nothing is assumed)."""
+    """The last uptime; None if there was none, or its file is damaged (then nothing is assumed)."""
     try:
         return msgspec.json.decode((data_dir / "uptime.json").read_bytes(), type=Uptime)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
 def write(data_dir: Path, uptime: Uptime) -> None:
-    """Make an uptime durable."""
     write_durably(data_dir / "uptime.json", msgspec.json.encode(uptime) + b"\n")

@@ -49,17 +49,15 @@ _HOMES = {
     "Producer": "shmlog.client.producer",
     "ShmlogError": "shmlog.errors",
     "connect": "shmlog.client.client",
-    "errors": "",
-    "serde": "",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("errors", "serde"):
+        return import_module(f"shmlog.{name}")  # sets the attribute too
     if name not in _HOMES:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")
-    home = _HOMES[name]
-    value = getattr(import_module(home), name) if home else import_module(f"shmlog.{name}")
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value
 
 

@@ -8,9 +8,7 @@ names.
 
 Events are one JSON object a line on the supervisor's standard error: {"event": ..., ...}.
 
-`ask` is a zmq owner of its own, apart from the client's: one request, one answer, one socket that
-lives as long as the call; it waits for the answer or for the supervisor's death, whichever comes
-first.
+`ask` is a zmq owner of its own, apart from the client's: one socket for one request.
 """
 
 from __future__ import annotations
@@ -57,21 +55,17 @@ class StatusAnswer(Struct, kw_only=True):
 
 
 def ask(supervisor: SupervisorEntry, op: str, timeout_s: float) -> StatusAnswer:
-    """Put one question to a supervisor.
+    """Put one question to a supervisor; waits for the answer or for its death.
 
-    Raises:
-        RequestTimedOut: no answer within `timeout_s`.
-        BrokerGone: the supervisor died before it answered.
-        ShmlogError: it refused.
+    Raises: RequestTimedOut: no answer within `timeout_s`; BrokerGone: it died; ShmlogError.
     """
     import zmq
 
+    who = f"the supervisor (pid {supervisor.pid})"
     death = process.open_pidfd(supervisor.pid)
     if death is None:
-        raise BrokerGone(f"the supervisor (pid {supervisor.pid}) is gone")
-    context = zmq.Context()
-    try:
-        socket = context.socket(zmq.DEALER)
+        raise BrokerGone(f"{who} is gone")
+    with os.fdopen(death), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(supervisor.endpoints["control"])
         socket.send_multipart([encode({"op": op, "id": 1}, Codec.JSON)])
@@ -79,15 +73,12 @@ def ask(supervisor: SupervisorEntry, op: str, timeout_s: float) -> StatusAnswer:
         poller.register(socket, zmq.POLLIN)
         poller.register(death, zmq.POLLIN)
         events = poller.poll(int(timeout_s * 1000))
-        if not socket.poll(0):  # an answer counts even if the supervisor has ended since
-            who = f"the supervisor (pid {supervisor.pid})"
-            if events:
-                raise BrokerGone(f"{who} ended before it answered {op!r}")
+        if socket.poll(0):  # an answer counts even if the supervisor has ended since
+            answer = decode(socket.recv_multipart()[0], StatusAnswer)
+        elif events:
+            raise BrokerGone(f"{who} ended before it answered {op!r}")
+        else:
             raise RequestTimedOut(f"{who} did not answer {op!r} within {timeout_s:g} s")
-        answer = decode(socket.recv_multipart()[0], StatusAnswer)
-    finally:
-        context.destroy(linger=0)
-        os.close(death)
     if answer.error:
         raise from_wire(answer.error, answer.message)
     return answer
@@ -117,7 +108,5 @@ def event_text(event: Mapping[str, Any]) -> str:
             return f"{who} did not stop within {event['waited_ms']} ms: killed"
         case "stopping":
             return f"stopping: {event['reason']}"
-        case "stopped":
-            return "stopped"
         case other:
             return str(other)

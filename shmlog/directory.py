@@ -22,42 +22,22 @@ import random
 import stat
 import string
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-from msgspec import Struct
+from typing import Any, BinaryIO
 
 from shmlog import clock, process, registry
 from shmlog.errors import ClusterNotFound, InvalidConfig
-from shmlog.registry import MemoryList, Registration, lock_data_dir, next_incarnation
+from shmlog.registry import Entry, Found, MemoryList, Registration
 from shmlog.settings import (
     CLUSTER_SETTINGS,
     TOPIC_SETTINGS,
     ClusterConfig,
     TopicConfig,
     check_all,
+    did_you_mean,
 )
-
-__all__ = [
-    "BrokerEntry",
-    "ClusterFile",
-    "Location",
-    "MemoryList",
-    "Registration",
-    "SupervisorEntry",
-    "create_cluster",
-    "find_cluster",
-    "load_cluster",
-    "lock_data_dir",
-    "next_incarnation",
-    "read_brokers",
-    "read_entries",
-    "read_supervisor",
-    "unlink_memory_of_dead",
-]
 
 FORMAT = 1
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), less its closing NUL
@@ -79,41 +59,29 @@ class ClusterFile:
     settings: ClusterConfig
 
 
-class BrokerEntry(Struct, frozen=True, kw_only=True):
-    """`run/broker-N.json`: one incarnation of a broker. `started` is wall-clock ns."""
+class BrokerEntry(Entry, frozen=True, kw_only=True):
+    """`run/broker-N.json`: one incarnation of a broker."""
 
     kind: str = "broker"
-    v: int = 1
     cluster: str
     broker: int
     incarnation: int
-    pid: int
-    boot_id: str
     endpoints: dict[str, str]  # client: an ipc:// address
-    started: int
 
 
-class SupervisorEntry(Struct, frozen=True, kw_only=True):
-    """`run/supervisor.json`. `started` is wall-clock ns."""
+class SupervisorEntry(Entry, frozen=True, kw_only=True):
+    """`run/supervisor.json`."""
 
     kind: str = "supervisor"
-    v: int = 1
     cluster: str
-    pid: int
-    boot_id: str
     endpoints: dict[str, str]  # control: an ipc:// address
-    started: int
 
 
-class DevEntry(Struct, frozen=True, kw_only=True):
+class DevEntry(Entry, frozen=True, kw_only=True):
     """`dev-PID.json` outside the directory: a `shmlog dev` of this user."""
 
     kind: str = "dev"
-    v: int = 1
     directory: str
-    pid: int
-    boot_id: str
-    started: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +101,22 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def cluster_file(path: Path) -> Path:
-    """`cluster.toml`."""
     return path / "cluster.toml"
 
 
 def run_dir(path: Path) -> Path:
     """Sockets, registry, logs: all that means nothing after a reboot."""
     return absolute(path) / "run"
+
+
+def client_socket(path: Path, broker: int) -> Path:
+    """Where a broker's clients connect. Raises InvalidConfig: too long for a socket."""
+    return _socket(path, f"broker-{broker}.sock")
+
+
+def supervisor_socket(path: Path) -> Path:
+    """The supervisor's control socket. Raises InvalidConfig: too long for a socket."""
+    return _socket(path, "supervisor.sock")
 
 
 def _socket(path: Path, name: str) -> Path:
@@ -154,44 +131,33 @@ def _socket(path: Path, name: str) -> Path:
     return file
 
 
-def client_socket(path: Path, broker: int) -> Path:
-    """Where a broker's clients connect. Raises InvalidConfig: too long for a socket."""
-    return _socket(path, f"broker-{broker}.sock")
-
-
-def supervisor_socket(path: Path) -> Path:
-    """The supervisor's control socket. Raises InvalidConfig: too long for a socket."""
-    return _socket(path, "supervisor.sock")
-
-
 def data_dir(path: Path, broker: int) -> Path:
-    """A broker's data."""
     return absolute(path) / f"broker-{broker}"
 
 
 def registry_file(path: Path, broker: int) -> Path:
-    """A broker's registration."""
     return run_dir(path) / f"broker-{broker}.json"
 
 
 def supervisor_file(path: Path) -> Path:
-    """The supervisor's registration."""
     return run_dir(path) / "supervisor.json"
 
 
 def memory_list_file(path: Path, broker: int) -> Path:
-    """The names of a broker's shared-memory objects."""
     return run_dir(path) / f"broker-{broker}.shm"
 
 
 def broker_log(path: Path, broker: int) -> Path:
-    """What a detached broker writes to its standard streams."""
     return run_dir(path) / f"broker-{broker}.log"
 
 
 def supervisor_log(path: Path) -> Path:
-    """What a detached supervisor writes to its standard streams."""
     return run_dir(path) / "supervisor.log"
+
+
+def open_log(file: Path) -> BinaryIO:
+    """A log to append to, for this user's eyes only."""
+    return open(file, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 # -- cluster.toml ---------------------------------------------------------------------------------
@@ -208,10 +174,16 @@ def create_cluster(
 
     Raises: InvalidConfig: a setting is wrong, the directory is not ours, or holds something else.
     """
-    if brokers != 1:
-        raise InvalidConfig(f"{brokers} brokers: there is one broker in this version; use -n 1")
     path = absolute(path)
-    _check_socket_paths(path, range(brokers))
+    ids = list(range(brokers))
+    cluster = "".join(random.SystemRandom().choices(_ID_LETTERS, k=22))
+    tables = {
+        "topic": check_all(topic or {}, TOPIC_SETTINGS),
+        "settings": check_all(settings or {}, CLUSTER_SETTINGS),
+    }
+    head = {"format": FORMAT, "cluster": cluster, "brokers": ids}
+    _checked(path, {**head, **tables})
+    supervisor_socket(path)  # the longest name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cluster_file(path).exists():
         raise InvalidConfig(f"{cluster_file(path)} exists")
@@ -223,26 +195,15 @@ def create_cluster(
     _check_owner(path)
     path.chmod(0o700)
     run_dir(path).mkdir(mode=0o700, exist_ok=True)
-    rng = random.SystemRandom()
-    lines = [
-        f"format = {FORMAT}",
-        f'cluster = "{"".join(rng.choices(_ID_LETTERS, k=22))}"',
-        f"brokers = {list(range(brokers))}",
-    ]
-    for title, values, table in (
-        ("topic", topic or {}, TOPIC_SETTINGS),
-        ("settings", settings or {}, CLUSTER_SETTINGS),
-    ):
-        checked = check_all(values, table)
-        lines += ["", f"[{title}]"] if checked else []
-        lines += [f"{name} = {json.dumps(value)}" for name, value in checked.items()]
-    text = "\n".join(lines) + "\n"
-    _parse(path, text)
-    try:
+    text = _toml(head) + "".join(f"\n[{name}]\n{_toml(x)}" for name, x in tables.items() if x)
+    with contextlib.suppress(FileExistsError):
         registry.write_durably(cluster_file(path), text.encode(), replace=False)
-    except FileExistsError:
-        pass
     return load_cluster(path)
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    # Numbers, booleans, plain text and lists of them look the same in JSON.
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
 
 
 def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
@@ -258,15 +219,8 @@ def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
             f"{path} is a cluster of {len(cluster.brokers)}, not of {brokers}: leave -n out, or "
             "choose another --dir"
         )
-    _check_socket_paths(path, cluster.brokers)
     run_dir(path).mkdir(mode=0o700, exist_ok=True)
     return cluster
-
-
-def _check_socket_paths(path: Path, brokers: Iterable[int]) -> None:
-    supervisor_socket(path)
-    for broker in brokers:
-        client_socket(path, broker)
 
 
 def load_cluster(path: Path) -> ClusterFile:
@@ -278,17 +232,19 @@ def load_cluster(path: Path) -> ClusterFile:
             belongs to somebody else or that others may write to.
     """
     path = absolute(path)
+    file = cluster_file(path)
     try:
-        text = cluster_file(path).read_text(encoding="utf-8")
+        content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ClusterNotFound(f"no cluster in {path}: there is no cluster.toml") from None
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(f"{cluster_file(path)}: {error}") from None
     _check_owner(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o022:
         raise InvalidConfig(f"{path} has mode {mode:04o}: others may write to it; chmod 700 it")
-    return _parse(path, text)
+    try:
+        return _checked(path, tomllib.loads(content.decode()))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
+        raise InvalidConfig(f"{file}: {error}") from None
 
 
 def _check_owner(path: Path) -> None:
@@ -297,19 +253,10 @@ def _check_owner(path: Path) -> None:
         raise InvalidConfig(f"{path} belongs to uid {owner}, this process runs as {os.geteuid()}")
 
 
-def _parse(path: Path, text: str) -> ClusterFile:
-    try:
-        return _checked(path, tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, InvalidConfig) as error:
-        raise InvalidConfig(f"{cluster_file(path)}: {error}") from None
-
-
 def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
     for key in toml:
         if key not in _KEYS:
-            near = get_close_matches(key, _KEYS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_KEYS)}"
-            raise InvalidConfig(f"unknown key {key!r}; {hint}")
+            raise InvalidConfig(f"unknown key {key!r}{did_you_mean(key, _KEYS)}")
     if toml.get("format") != FORMAT:
         raise InvalidConfig(f"format {toml.get('format')!r}: this version reads {FORMAT}")
     cluster, brokers = toml.get("cluster"), toml.get("brokers")
@@ -319,46 +266,23 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
         raise InvalidConfig(f"brokers = {brokers!r}: must be a list of whole numbers")
     if len(brokers) != 1 or brokers[0] < 0:
         raise InvalidConfig(f"brokers = {brokers!r}: there is one broker in this version")
-    for title in ("topic", "settings"):
-        if not isinstance(toml.get(title, {}), dict):
-            raise InvalidConfig(f"{title} must be a table: [{title}]")
-    topic_defaults = check_all(toml.get("topic", {}), TOPIC_SETTINGS)
-    TopicConfig(**topic_defaults)
-    settings = ClusterConfig(**check_all(toml.get("settings", {}), CLUSTER_SETTINGS))
+    topic_defaults, settings = toml.get("topic", {}), toml.get("settings", {})
+    if not (isinstance(topic_defaults, dict) and isinstance(settings, dict)):
+        raise InvalidConfig("topic and settings must be tables: [topic], [settings]")
+    topic_defaults = check_all(topic_defaults, TOPIC_SETTINGS)
+    TopicConfig(**topic_defaults)  # raises where they contradict each other
+    settings = ClusterConfig(**check_all(settings, CLUSTER_SETTINGS))
     return ClusterFile(path, cluster, tuple(brokers), topic_defaults, settings)
 
 
 # -- who lives ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerSeen:
-    """A broker's registration, whether it lives, and `died_ns` (wall) if its death was seen."""
-
-    entry: BrokerEntry
-    alive: bool
-    died_ns: int | None
-
-    def __str__(self) -> str:
-        who = f"broker {self.entry.broker} (pid {self.entry.pid})"
-        if self.alive:
-            return f"{who} runs"
-        if self.died_ns is None:
-            return f"{who} is dead"
-        age_ms = max(0, clock.SYSTEM_CLOCK.wall_ns() - self.died_ns) // clock.NS_PER_MS
-        return f"{who} died {age_ms} ms ago"
-
-
-def read_entries(path: Path) -> dict[int, BrokerSeen]:
+def read_entries(path: Path) -> dict[int, Found[BrokerEntry]]:
     """Every broker's last registration, of the living and of those who did not stop cleanly."""
-    seen: dict[int, BrokerSeen] = {}
-    for file in sorted(run_dir(path).glob("broker-*.json")):
-        found = registry.read(file, BrokerEntry)
-        if found is not None:
-            entry = found.entry
-            died_ns = found.stamped_ns if found.stamped_ns > entry.started else None
-            seen[entry.broker] = BrokerSeen(entry, found.alive, None if found.alive else died_ns)
-    return seen
+    files = sorted(run_dir(path).glob("broker-*.json"))
+    seen = [found for file in files if (found := registry.read(file, BrokerEntry)) is not None]
+    return {found.entry.broker: found for found in seen}
 
 
 def read_brokers(path: Path) -> dict[int, BrokerEntry]:
@@ -374,24 +298,22 @@ def read_supervisor(path: Path) -> SupervisorEntry | None:
 
 def nobody_lives(path: Path) -> ClusterNotFound:
     """The error for a directory without a living broker: says who died, and when if known."""
+    how = f"shmlog up --dir {path}"
     if not cluster_file(path).exists():
         return ClusterNotFound(
-            f"no cluster in {path}: there is no cluster.toml\n  start one:  shmlog up --dir {path}"
+            f"no cluster in {path}: there is no cluster.toml\n  start one:  {how}"
         )
-    dead = ", ".join(map(str, read_entries(path).values()))
+    dead = ", ".join(f"broker {broker} {seen}" for broker, seen in read_entries(path).items())
     why = f": {dead}" if dead else ""
-    return ClusterNotFound(
-        f"no broker of {path} is running{why}\n  start it:  shmlog up --dir {path}"
-    )
+    return ClusterNotFound(f"no broker of {path} is running{why}\n  start it:  {how}")
 
 
 def stamp_death(path: Path, broker: int) -> None:
     """Note in the registration of a dead broker that it died now. Only for whoever saw it die."""
     file = registry_file(path, broker)
-    if not process.is_locked(file):
+    if file.exists() and not process.is_locked(file):
         now_ns = clock.SYSTEM_CLOCK.wall_ns()
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(file, ns=(now_ns, now_ns))
+        os.utime(file, ns=(now_ns, now_ns))
 
 
 def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
@@ -402,9 +324,8 @@ def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
     """
     from shmlog.ring import posix
 
-    if process.is_locked(registry_file(path, broker)):
-        return []
-    if registry.data_dir_owner(data_dir(path, broker)) not in (None, os.getpid()):
+    owner = registry.data_dir_owner(data_dir(path, broker))
+    if process.is_locked(registry_file(path, broker)) or owner not in (None, os.getpid()):
         return []
     listed = MemoryList(memory_list_file(path, broker))
     names = listed.names()
@@ -425,19 +346,25 @@ def find_cluster(where: Where = None) -> Location:
         InvalidConfig: two candidates, or an endpoint that is not ipc://.
     """
     if where is not None:
-        return _location(where)
-    named = [x for x in ("SHMLOG_DIR", "SHMLOG_ENDPOINT") if os.environ.get(x)]
-    if len(named) == 2:
+        return _location(os.fspath(where))
+    named, endpoint = os.environ.get("SHMLOG_DIR"), os.environ.get("SHMLOG_ENDPOINT")
+    if named and endpoint:
         raise InvalidConfig("SHMLOG_DIR and SHMLOG_ENDPOINT are both set: choose with -d DIR")
-    if named == ["SHMLOG_DIR"]:
-        return Location(absolute(os.environ["SHMLOG_DIR"]), None)
     if named:
-        return _location(_as_endpoint(os.environ["SHMLOG_ENDPOINT"]))
-    running = [x.entry.directory for x in _read_dev() if x.alive]
+        return Location(absolute(named), None)
+    if endpoint:
+        if "://" not in endpoint:
+            raise InvalidConfig(
+                f"not an endpoint: {endpoint!r}; write ipc:///DIR/run/broker-0.sock"
+            )
+        return _location(endpoint)
+    entries = [registry.read(file, DevEntry) for file in _dev_dir().glob("dev-*.json")]
+    running = sorted(seen.entry.directory for seen in entries if seen is not None and seen.alive)
     if len(running) > 1:
-        names = " and ".join(sorted(running))
         count = "two" if len(running) == 2 else len(running)
-        raise InvalidConfig(f"{count} clusters are running: {names}: choose with -d DIR")
+        raise InvalidConfig(
+            f"{count} clusters are running: {' and '.join(running)}: choose with -d DIR"
+        )
     if not running:
         raise ClusterNotFound(
             "no cluster found: SHMLOG_DIR is not set, no `shmlog dev` is running\n"
@@ -446,14 +373,7 @@ def find_cluster(where: Where = None) -> Location:
     return Location(Path(running[0]), None)
 
 
-def _as_endpoint(text: str) -> str:
-    if "://" not in text:
-        raise InvalidConfig(f"not an endpoint: {text!r}; write ipc:///DIR/run/broker-0.sock")
-    return text
-
-
-def _location(where: str | os.PathLike[str]) -> Location:
-    text = os.fspath(where)
+def _location(text: str) -> Location:
     scheme, colon, _ = text.partition("://")
     if not colon:
         return Location(absolute(text), None)
@@ -465,20 +385,13 @@ def _location(where: str | os.PathLike[str]) -> Location:
 def _dev_dir() -> Path:
     """Where this user's `shmlog dev` processes register; made 0700."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and os.path.isdir(runtime):
-        place = Path(runtime) / "shmlog"
-    else:
-        place = Path(f"/tmp/shmlog-{os.getuid()}")
+    found = runtime and os.path.isdir(runtime)
+    place = Path(runtime, "shmlog") if found else Path(f"/tmp/shmlog-{os.getuid()}")
     place.mkdir(mode=0o700, exist_ok=True)
     info = place.lstat()
     if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode) or info.st_mode & 0o022:
         raise InvalidConfig(f"{place} is not a directory of yours alone: remove it")
     return place
-
-
-def _read_dev() -> list[registry.Found]:
-    files = sorted(_dev_dir().glob("dev-*.json"))
-    return [x for file in files if (x := registry.read(file, DevEntry)) is not None]
 
 
 @contextlib.contextmanager
@@ -497,7 +410,5 @@ def register_dev(path: Path) -> Iterator[None]:
             started=clock.SYSTEM_CLOCK.wall_ns(),
         )
     )
-    try:
+    with contextlib.closing(registration):
         yield
-    finally:
-        registration.close()

@@ -19,9 +19,10 @@ from typing import Any
 
 from shmlog import clock, directory, process, registry
 from shmlog.control import cause_of_death
-from shmlog.errors import CorruptLog, InvalidConfig, RequestTimedOut, ServerError, ShmlogError
+from shmlog.errors import CorruptLog, InvalidConfig, RequestTimedOut, ServerError
 
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 FAILED_STARTS_MAX = 3
 _POLL_S = 0.005
 _TAIL_BYTES = 2000
@@ -39,7 +40,7 @@ class Background:
         """Start it. `path` is a cluster already: its `run/` takes the logs."""
         self.path = path
         self._log = directory.supervisor_log(path)
-        with open(self._log, "ab", opener=_private) as log:
+        with directory.open_log(self._log) as log:
             self._position = log.tell()
             self.process = subprocess.Popen(
                 supervisor_command(path, "--logs", *options),
@@ -53,16 +54,16 @@ class Background:
         """Wait until every broker serves; their registrations.
 
         Raises: ShmlogError: the supervisor ended, a broker fails again and again, or time is up;
-        the
-            message ends with the last lines of the log.
+        the message ends with the last lines of the log.
         """
         brokers = set(directory.load_cluster(self.path).brokers)
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while True:
             ended = self.process.poll()
             if ended is not None:
-                raise self._failure(ended, f"the supervisor ended with exit code {ended}")
-            events = self.events()
+                kind = {2: InvalidConfig, 7: CorruptLog}.get(ended, ServerError)
+                raise kind(f"the supervisor ended with exit code {ended}{self._tail()}")
+            events = self._events()
             # Only its own word counts: a broker of an earlier supervisor may still be registered.
             started = {x["pid"] for x in events if x["event"] == "ready"}
             living = directory.read_brokers(self.path)
@@ -70,23 +71,16 @@ class Background:
                 return living
             deaths = [x for x in events if x["event"] == "exit"]
             if len(deaths) >= FAILED_STARTS_MAX:
-                raise self._failure(
-                    0, f"broker {deaths[-1]['broker']} {cause_of_death(deaths[-1])}"
-                )
+                who = f"broker {deaths[-1]['broker']}"
+                raise ServerError(f"{who} {cause_of_death(deaths[-1])}{self._tail()}")
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
                 raise RequestTimedOut(f"not ready after {timeout_s:g} s{self._tail()}")
             clock.sleep(_POLL_S)
 
-    def events(self) -> list[dict[str, Any]]:
+    def _events(self) -> list[dict[str, Any]]:
         """What this supervisor has said so far."""
-        with open(self._log, "rb") as log:
-            log.seek(self._position)
-            lines = log.read().split(b"\n")[:-1]
+        lines = self._log.read_bytes()[self._position :].split(b"\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith(b"{")]
-
-    def _failure(self, code: int, text: str) -> ShmlogError:
-        kind = {2: InvalidConfig, 7: CorruptLog}.get(code, ServerError)
-        return kind(f"{text}{self._tail()}")
 
     def _tail(self) -> str:
         return log_tail(self.path, self._position)
@@ -94,6 +88,8 @@ class Background:
     def stop(self) -> None:
         """Stop it and its brokers; it kills those that do not stop by themselves."""
         process.kill(self.process.pid, signal.SIGTERM)
+        if wait_for_end([self.process.pid], STOP_TIMEOUT_S):
+            self.process.kill()
         self.process.wait()
 
 
@@ -110,54 +106,34 @@ def log_tail(path: Path, supervisor_position: int) -> str:
     return text
 
 
-def _private(file: str, flags: int) -> int:
-    return os.open(file, flags, 0o600)
-
-
 def wait_for_end(pids: Sequence[int], timeout_s: float) -> list[int]:
     """Wait until the processes have ended; those that have not."""
     deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
-    poller = select.poll()
-    running = {fd: pid for pid in pids if (fd := process.open_pidfd(pid)) is not None}
-    for fd in running:
+    running = {pid: fd for pid in pids if (fd := process.open_pidfd(pid)) is not None}
+    left = []
+    for pid, fd in running.items():
+        poller = select.poll()
         poller.register(fd, select.POLLIN)
-    try:
-        while running:
-            left_ns = deadline_ns - clock.SYSTEM_CLOCK.monotonic_ns()
-            ready = poller.poll(max(0, left_ns) / clock.NS_PER_MS)
-            for fd, _ in ready:
-                poller.unregister(fd)
-                os.close(fd)
-                del running[fd]
-            if not ready and left_ns <= 0:
-                break
-        return list(running.values())
-    finally:
-        for fd in running:
-            os.close(fd)
+        left_ns = deadline_ns - clock.SYSTEM_CLOCK.monotonic_ns()
+        if not poller.poll(max(0, left_ns) / clock.NS_PER_MS):
+            left.append(pid)
+        os.close(fd)
+    return left
 
 
-def owners(path: Path) -> dict[int, int]:
-    """{broker: pid} of the processes that hold a data directory of the cluster."""
-    found = {}
-    for broker in directory.load_cluster(path).brokers:
-        pid = registry.data_dir_owner(directory.data_dir(path, broker))
-        if pid is not None and pid > 0:
-            found[broker] = pid
-    return found
-
-
-def stop_orphans(path: Path, timeout_s: float) -> dict[int, int]:
-    """Stop the brokers that outlived their supervisor, and clean up after them; {broker: pid}.
+def stop_orphans(path: Path, timeout_s: float) -> list[int]:
+    """Stop the brokers that have no supervisor, and clean up after them; their pids.
 
     Raises: RequestTimedOut: one has not ended within `timeout_s`.
     """
-    orphans = owners(path)
-    for pid in orphans.values():
+    brokers = directory.load_cluster(path).brokers
+    owners = [registry.data_dir_owner(directory.data_dir(path, broker)) for broker in brokers]
+    orphans = [pid for pid in owners if pid is not None and pid > 0]
+    for pid in orphans:
         process.kill(pid, signal.SIGTERM)
-    left = wait_for_end(list(orphans.values()), timeout_s)
+    left = wait_for_end(orphans, timeout_s)
     if left:
         raise RequestTimedOut(f"broker process {left[0]} has not ended within {timeout_s:g} s")
-    for broker in directory.load_cluster(path).brokers:
+    for broker in brokers:
         directory.unlink_memory_of_dead(path, broker)
     return orphans

@@ -6,6 +6,7 @@ A lock held with flock dies with its process, whatever killed it, so *a free loc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 
 
@@ -25,10 +27,9 @@ def boot_id() -> str:
 
 def open_pidfd(pid: int) -> int | None:
     """A descriptor that becomes readable when `pid` ends; None if there is no such process."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
+    return None
 
 
 def is_alive(pid: int) -> bool:
@@ -42,45 +43,47 @@ def is_alive(pid: int) -> bool:
 def lock_exclusive(fd: int) -> bool:
     """Take the exclusive lock of an open file without waiting; False if another process holds it.
 
-    The lock lives until the descriptor is closed or its process dies; descriptors made by Python are not
-    inherited, so no child can hold it on.
+    It lives until the descriptor is closed or its process dies; no child inherits it.
     """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return _flock(fd, fcntl.LOCK_EX)
 
 
 def lock_is_held(fd: int) -> bool:
     """True if another open file, of whatever process, holds the exclusive lock of this file."""
+    free = _flock(fd, fcntl.LOCK_SH)
+    if free:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    return not free
+
+
+def _flock(fd: int, operation: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return False
+        return False
+    return True
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
-    """True if a living process holds the exclusive lock of the file; False if it is free or missing."""
+    """True if a living process holds the exclusive lock of the file; False if it is missing."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(path, "rb") as file:
+            return lock_is_held(file.fileno())
     except FileNotFoundError:
         return False
-    try:
-        return lock_is_held(fd)
-    finally:
-        os.close(fd)
 
 
-def kill(pid: int, signum: int = signal.SIGKILL) -> bool:
-    """Send a signal; False if the process is gone."""
-    try:
+def kill(pid: int, signum: int = signal.SIGKILL) -> None:
+    """Send a signal; nothing happens if the process is gone."""
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signum)
-    except ProcessLookupError:
-        return False
-    return True
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Get SIGTERM when the parent (the thread of it that started this process) ends (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it ended before the kernel was told
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def children(pid: int) -> list[int]:

@@ -18,28 +18,21 @@ Cluster files are no log: they are written here, with plain system calls.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
-from shmlog import process
+from shmlog import clock, process
 from shmlog.errors import InvalidConfig
 
-_T = TypeVar("_T")
 _MEMORY_NAME = re.compile(r"/sl[A-Za-z0-9]{1,28}")
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_durably(file: Path, content: bytes, *, replace: bool = True) -> None:
@@ -48,47 +41,65 @@ def write_durably(file: Path, content: bytes, *, replace: bool = True) -> None:
     Raises: FileExistsError: the file is there and `replace` is False.
     """
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    fd = os.open(temporary, _NEW_FILE | os.O_TRUNC, 0o600)
-    try:
+    with _opened(temporary, _NEW_FILE | os.O_TRUNC) as fd:
         os.write(fd, content)
         os.fsync(fd)
-    finally:
-        os.close(fd)
     try:
-        if replace:
-            os.replace(temporary, file)
-        else:
-            os.link(temporary, file)
+        (os.replace if replace else os.link)(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_directory(file.parent)
+    with _opened(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as fd:
+        os.fsync(fd)
 
 
-class Found(NamedTuple):
-    """A registration as read: the entry, whether its process lives, when the file was stamped."""
-
-    entry: Any
-    alive: bool
-    stamped_ns: int  # wall clock; after entry.started only if somebody saw the death
-
-
-def read(file: Path, kind: type[_T]) -> Found | None:
-    """The registration in `file`; None if there is none, or only what a power cut left of one."""
+@contextlib.contextmanager
+def _opened(file: Path, flags: int) -> Iterator[int]:
+    fd = os.open(file, flags, 0o600)
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        size = os.fstat(fd).st_size
-        content = os.read(fd, size)
-        alive = process.lock_is_held(fd)
-        stamped_ns = os.fstat(fd).st_mtime_ns
+        yield fd
     finally:
         os.close(fd)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What every registration says of its process."""
+
+    v: int = 1
+    pid: int
+    boot_id: str
+    started: int  # wall-clock ns
+
+
+EntryT = TypeVar("EntryT", bound=Entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[EntryT]):
+    """A registration as read; `died_ns` (wall clock) only if somebody saw its process die."""
+
+    entry: EntryT
+    alive: bool
+    died_ns: int | None
+
+    def __str__(self) -> str:
+        who = f"(pid {self.entry.pid})"
+        if self.died_ns is None:
+            return f"{who} {'runs' if self.alive else 'is dead'}"
+        age_ms = max(0, clock.SYSTEM_CLOCK.wall_ns() - self.died_ns) // clock.NS_PER_MS
+        return f"{who} died {age_ms} ms ago"
+
+
+def read(file: Path, kind: type[EntryT]) -> Found[EntryT] | None:
+    """The registration in `file`; None if there is none, or only what a power cut left of one."""
     try:
-        return Found(msgspec.json.decode(content, type=kind), alive, stamped_ns)
-    except msgspec.MsgspecError:
+        with open(file, "rb") as opened:
+            content = opened.read()
+            alive = process.lock_is_held(opened.fileno())
+            stamped_ns = os.fstat(opened.fileno()).st_mtime_ns
+        entry = msgspec.json.decode(content, type=kind)
+    except (FileNotFoundError, msgspec.MsgspecError):
         return None
+    return Found(entry, alive, stamped_ns if stamped_ns > entry.started and not alive else None)
 
 
 class Registration:
@@ -98,7 +109,7 @@ class Registration:
         self.file = file
         self._fd = -1
 
-    def publish(self, entry: msgspec.Struct) -> None:
+    def publish(self, entry: Entry) -> None:
         """Make the entry visible and lock it. The entry's `started` becomes the file's time.
 
         Raises: InvalidConfig: a living process holds this name.
@@ -110,8 +121,7 @@ class Registration:
                 raise InvalidConfig(f"{self.file} belongs to a living process")
             os.ftruncate(fd, 0)
             os.write(fd, msgspec.json.encode(entry) + b"\n")
-            started: int = getattr(entry, "started")  # noqa: B009 - every kind of entry has it
-            os.utime(fd, ns=(started, started))
+            os.utime(fd, ns=(entry.started, entry.started))
             os.rename(temporary, self.file)
         except BaseException:
             os.close(fd)
@@ -122,16 +132,11 @@ class Registration:
         """Give the name up; `remove` unlinks the file (a clean stop). May be called twice."""
         if self._fd < 0:
             return
-        if remove and self._is_mine():
-            self.file.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if remove and os.path.samestat(os.stat(self.file), os.fstat(self._fd)):
+                self.file.unlink()  # and not a successor's
         os.close(self._fd)
         self._fd = -1
-
-    def _is_mine(self) -> bool:
-        try:
-            return os.path.samestat(os.stat(self.file), os.fstat(self._fd))
-        except FileNotFoundError:
-            return False
 
 
 def lock_data_dir(data_dir: Path) -> int:
@@ -167,10 +172,7 @@ def next_incarnation(data_dir: Path) -> int:
     Raises: InvalidConfig: the counter is damaged. Guessing could give a number of the past again.
     """
     counter = data_dir / "incarnation"
-    try:
-        text = counter.read_text(errors="replace").strip()
-    except FileNotFoundError:
-        text = "0"
+    text = counter.read_text(errors="replace").strip() if counter.exists() else "0"
     if not re.fullmatch(r"\d{1,15}", text):
         raise InvalidConfig(
             f"{counter} is damaged: {text[:40]!r} is not a count of starts; write a number into it "
@@ -191,23 +193,17 @@ class MemoryList:
         """Put a name on record. To be called before the object is created."""
         if not _MEMORY_NAME.fullmatch(name):
             raise ValueError(f"not a name of ours: {name!r}")
-        fd = os.open(self.file, _NEW_FILE | os.O_APPEND, 0o600)
-        try:
+        with _opened(self.file, _NEW_FILE | os.O_APPEND) as fd:
             os.write(fd, f"{name}\n".encode())
-        finally:
-            os.close(fd)
 
     def names(self) -> list[str]:
         """The names on record, each once; a torn or foreign line is no name."""
-        try:
-            lines = self.file.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
+        if not self.file.exists():
             return []
+        lines = self.file.read_text(errors="replace").splitlines()
         return list(dict.fromkeys(x for x in lines if _MEMORY_NAME.fullmatch(x)))
 
     def clear(self) -> None:
         """Empty the list: every object on it is gone."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.truncate(self.file, 0)
-        except FileNotFoundError:
-            pass

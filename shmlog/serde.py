@@ -8,7 +8,7 @@ and for a deleted value; it never reaches a serde.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec as _msgspec
 import numpy as np
@@ -20,17 +20,14 @@ T = TypeVar("T")
 Bytes = bytes | bytearray | memoryview
 
 
-@runtime_checkable
 class Serde(Protocol):
     """What a serde has to have."""
 
     def encode(self, obj: Any) -> bytes:
         """The bytes of an object. May raise SerializationError."""
-        ...
 
     def decode(self, data: memoryview) -> Any:
         """The object of some bytes. May raise SerializationError."""
-        ...
 
 
 class _Raw:
@@ -69,9 +66,9 @@ class _Text:
 
 
 class _Msgspec(Generic[T]):
-    """JSON, checked against a type."""
+    """JSON of one type: a msgspec.Struct, a dataclass, a TypedDict, list[int] ..."""
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, kind: type[T] | Any) -> None:
         self._encoder = _msgspec.json.Encoder()
         self._decoder = _msgspec.json.Decoder(kind)
 
@@ -116,16 +113,8 @@ class Numpy:
 raw = _Raw()
 text = _Text()
 json: _Msgspec[Any] = _Msgspec(Any)
-
-
-def msgspec(kind: type[T]) -> _Msgspec[T]:
-    """JSON of one type: a msgspec.Struct, a dataclass, a TypedDict, list[int] ..."""
-    return _Msgspec(kind)
-
-
-def numpy(dtype: DTypeLike) -> Numpy:
-    """Items of a numpy dtype; a Batch then has `array`."""
-    return Numpy(dtype)
+msgspec = _Msgspec
+numpy = Numpy
 
 
 def decode_all(serde: Serde, items: list[bytes | None]) -> Sequence[Any]:

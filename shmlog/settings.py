@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -67,7 +67,8 @@ def format_duration_ns(ns: int) -> str:
     """A duration for people: "7d", "1.5s", "250us"."""
     for unit in ("d", "h", "m", "s", "ms", "us"):
         if abs(ns) >= _DURATION_NS[unit]:
-            return f"{ns / _DURATION_NS[unit]:.3g}{unit}"
+            value = ns / _DURATION_NS[unit]
+            return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
     return f"{ns}ns"
 
 
@@ -212,13 +213,6 @@ TOPIC_SETTINGS: dict[str, Setting] = {
             meaning="largest batch body once decompressed; at least max.message.bytes",
         ),
         Setting(
-            kafka="message.timestamp.type",
-            parse=name,
-            default="CreateTime",
-            choices=("CreateTime", "LogAppendTime"),
-            meaning="whose time a record carries: the producer's or the broker's",
-        ),
-        Setting(
             kafka="message.timestamp.after.max.ms",
             parse=duration_ms,
             default=3_600_000,
@@ -277,7 +271,7 @@ NOT_BUILT = frozenset(
     for k in (
         "min.insync.replicas cleanup.policy retention.ms retention.bytes segment.ms partitioner "
         "min.cleanable.dirty.ratio min.compaction.lag.ms max.compaction.lag.ms delete.retention.ms "
-        "unclean.leader.election ring.mode replication.factor compression.type "
+        "message.timestamp.type unclean.leader.election ring.mode replication.factor compression.type "
         "retention.check.ms replica.lag.time.max.ms recovery.wait.ms disk.budget.bytes "
         "disk.reserve.bytes max.clients broker.heartbeat.ms broker.hang.timeout.ms fence.kill "
         "lane.bytes"
@@ -292,9 +286,14 @@ def resolve(key: str, table: Mapping[str, Setting]) -> Setting:
         return table[native]
     if native in NOT_BUILT:
         raise InvalidConfig(f"{key} is known, but not built in this version", setting=key)
-    near = difflib.get_close_matches(native, table, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(table))}"
-    raise InvalidConfig(f"unknown setting {key!r}{hint}", setting=key)
+    raise InvalidConfig(f"unknown setting {key!r}{did_you_mean(native, table)}", setting=key)
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest one there is, else all."""
+    known = sorted(words)
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def check_all(values: Mapping[str, Any], table: Mapping[str, Setting]) -> dict[str, Any]:
@@ -312,7 +311,6 @@ class TopicConfig:
     index_interval_bytes: int = TOPIC_SETTINGS["index_interval_bytes"].default
     max_message_bytes: int = TOPIC_SETTINGS["max_message_bytes"].default
     max_uncompressed_bytes: int = TOPIC_SETTINGS["max_uncompressed_bytes"].default
-    message_timestamp_type: str = TOPIC_SETTINGS["message_timestamp_type"].default
     message_timestamp_after_max: int = TOPIC_SETTINGS["message_timestamp_after_max"].default
     ring_bytes: int = TOPIC_SETTINGS["ring_bytes"].default
 

@@ -22,6 +22,15 @@ _SHM = Path("/dev/shm")
 _BETWEEN_CREATE_AND_MAP_S = 0.1  # how long another process's new name may be mapped by nobody
 
 
+def _living_processes() -> set[int]:
+    supervisors = {one.supervisor_pid for one in cluster._living}
+    return supervisors.union(*map(process.children, supervisors))
+
+
+def _living_memory() -> set[str]:
+    return {name.lstrip("/") for one in cluster._living for name in cluster._memory_names(one)}
+
+
 def _memory() -> set[str]:
     return {file.name for file in _SHM.glob("sl*")}
 
@@ -40,7 +49,7 @@ def _mapped_by_others() -> str:
 
 def _left_behind(before: set[str]) -> set[str]:
     def candidates() -> set[str]:
-        return _memory() - before - {name.lstrip("/") for name in cluster.living_memory()}
+        return _memory() - before - _living_memory()
 
     if not candidates():
         return set()
@@ -54,7 +63,7 @@ def _left_behind(before: set[str]) -> set[str]:
 def _hygiene() -> Iterator[None]:
     memory, children = _memory(), set(process.children(os.getpid()))
     yield
-    left = set(process.children(os.getpid())) - children - cluster.living_processes()
+    left = set(process.children(os.getpid())) - children - _living_processes()
     assert not left, f"processes left: {left}"
     names = _left_behind(memory)
     assert not names, f"left in /dev/shm: {sorted(names)}"

@@ -92,8 +92,8 @@ class HandWorkers:
     def wake(self) -> None:
         pass
 
-    def close(self) -> None:
-        pass
+    def close(self) -> list[Completion]:
+        return []
 
 
 class MemoryBroker:

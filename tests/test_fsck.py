@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import shmlog
-from shmlog import directory, launch
+from shmlog import directory, launch, registry
 from shmlog.cli import main as cli
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.verify import Verification, verify
@@ -138,7 +138,7 @@ def test_the_command_reports_and_changes_nothing(
 def test_a_locked_data_directory_is_refused(
     cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fd = directory.lock_data_dir(directory.data_dir(cluster, 0))
+    fd = registry.lock_data_dir(directory.data_dir(cluster, 0))
     try:
         assert cli.execute(["fsck", str(cluster)]) == 2
         assert f"pid {os.getpid()}" in capsys.readouterr().err

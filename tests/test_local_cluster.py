@@ -26,7 +26,7 @@ def test_it_serves_comes_back_after_a_kill_and_leaves_nothing() -> None:
         path = cluster.dir
         assert directory.load_cluster(path).topic_defaults == {"durability": "disk"}
         first = cluster.pids[0]
-        assert {first, cluster.supervisor_pid} <= testing.living_processes()
+        assert cluster in testing._living
         assert cluster.kill(0) == first
         assert not process.is_alive(first)
         cluster.wait_ready()
@@ -66,6 +66,14 @@ def test_a_killed_supervisor_is_no_reason_to_leave_brokers() -> None:
     cluster.stop()
     assert not process.is_alive(broker)
     assert not cluster.dir.exists()
+
+
+def test_brokers_of_a_cluster_with_an_owner_end_with_their_supervisor() -> None:
+    cluster = LocalCluster().start()
+    pids = [cluster.pids[0], cluster.supervisor_pid]
+    process.kill(cluster.supervisor_pid)
+    assert launch.wait_for_end(pids, PATIENCE_S) == []
+    cluster.stop()
 
 
 def test_a_broker_that_cannot_start_shows_its_log() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.log_support import DIRECTORY, append, batch, open_log, read_all, run, sync, values
+from log_support import DIRECTORY, append, batch, open_log, read_all, run, sync, values
 
 from shmlog.errors import OffsetOutOfRange
 from shmlog.log.storage import MemoryStorage

@@ -7,13 +7,13 @@ import random
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from log_support import DIRECTORY, Stamped, batch, config, open_log, read_all, run, sync
 
 from shmlog.errors import OffsetOutOfRange
 from shmlog.log.log import Log
 from shmlog.log.storage import MemoryStorage
 from shmlog.log.verify import verify
 from shmlog.records.batch import iterate
-from tests.log_support import DIRECTORY, Stamped, batch, config, open_log, read_all, run, sync
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 TIMES = st.integers(0, 40)
@@ -31,7 +31,9 @@ class LogMachine(RuleBasedStateMachine):
         self.start = self.synced = self.epoch = self.sequence = 0
         self.log: Log
 
-    @initialize(segment_bytes=st.sampled_from([600, 1500, 6000]), interval=st.sampled_from([1, 500]))
+    @initialize(
+        segment_bytes=st.sampled_from([600, 1500, 6000]), interval=st.sampled_from([1, 500])
+    )
     def open(self, segment_bytes: int, interval: int) -> None:
         self.config = config(segment_bytes=segment_bytes, index_interval_bytes=interval)
         self.log = open_log(self.storage, config=self.config)
@@ -171,5 +173,3 @@ LogMachine.TestCase.settings = settings(
     deadline=None, max_examples=60, stateful_step_count=30, derandomize=True
 )
 test_a_log_holds_what_a_list_holds = LogMachine.TestCase
-
-

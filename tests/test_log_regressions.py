@@ -12,6 +12,7 @@ from log_parts import add, checkpoint, make, open_log, read_all, sync
 from shmlog.errors import CorruptLog
 from shmlog.log import paths
 from shmlog.log.storage import MemoryStorage
+from shmlog.log.verify import verify
 from shmlog.settings import TopicConfig
 
 D = lb.DIRECTORY
@@ -133,8 +134,8 @@ def test_a_batch_inside_a_torn_batch_is_payload_not_rot() -> None:
     storage = MemoryStorage()
     log = open_log(storage)
     kept = add(log, 2)
-    _, inner = make(2, [b"looks like the next batch"])
-    _, outer = make(2, [b"." * (-len(inner) % 8) + inner, inner * 2, b"tail" * 50])
+    _, inner = make(3, [b"looks like the batch behind this one"])
+    _, outer = make(2, [inner, b"tail" * 50])
     # Values lie side by side at a multiple of 8 in the batch, so the inner one is aligned.
     storage.open(f"{D}/00000000000000000000.log").pwrite([outer[:-40]], len(kept[0][1]))
     log = open_log(storage)
@@ -224,3 +225,51 @@ def test_no_batch_that_ends_above_the_asked_end_is_read() -> None:
     (_, first), _ = add(log, 5, 5)
     assert log.read(0, max_bytes=1 << 20, end_offset=9) == first
     assert log.read(5, max_bytes=1 << 20, end_offset=9) == b""
+
+
+def test_every_flipped_bit_is_found_by_the_check_and_never_read() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    batches = [data for _, data in add(log, 2, 1, 3)]
+    sync(log)
+    checkpoint(log)
+    data = storage.files[f"{D}/00000000000000000000.log"].data
+    for bit in range(len(b"".join(batches)) * 8):
+        data[bit // 8] ^= 1 << bit % 8
+        assert verify(storage, D).damage, f"bit {bit} of byte {bit // 8}"
+        for offset in (0, 2, 3):
+            try:
+                found = log.read(offset, max_bytes=1, end_offset=6)
+            except CorruptLog:
+                continue
+            assert found == batches[(0, 2, 3).index(offset)], f"bit {bit}"
+        data[bit // 8] ^= 1 << bit % 8
+
+
+def test_a_torn_tail_leaves_the_file_and_not_only_the_count() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    kept = add(log, 2)
+    name = f"{D}/00000000000000000000.log"
+    _, torn = make(2, [b"x" * 300])
+    storage.open(name).pwrite([torn[:-40]], len(kept[0][1]))
+    log = open_log(storage)
+    assert log.recovery.cut_bytes == len(torn) - 40
+    assert bytes(storage.files[name].data) == kept[0][1]
+    assert storage.files[name].synced == kept[0][1]
+
+
+def test_a_log_start_above_the_synced_end_hides_nothing_after_a_power_cut() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    add(log, 5)
+    sync(log)
+    add(log, 5)
+    for job in log.set_log_start(9):
+        job.run()
+    checkpoint(log)
+    for seed in range(10):
+        again = open_log(storage.after_power_cut(random.Random(seed)), same_boot=False)
+        assert again.log_start_offset <= 5 <= again.log_end_offset
+        more = add(again, 1)
+        assert read_all(again)[-1:] == more

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_broker import MemoryBroker
 
 from node.io.workers import Lane
 from shmlog.clock import NS_PER_MS
 from shmlog.protocol import header
 from shmlog.records.builder import build
 from shmlog.settings import ClusterConfig
-from tests.memory_broker import MemoryBroker
 
 
 @pytest.fixture
@@ -385,6 +385,78 @@ def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> N
     assert broker.produce("t", b"last")["base_offset"] == 7
     assert partition.ring is None
     assert [len(v) for v in broker.values("t")] == [1, 1, 1, 7 << 20, 1, 1, 1, 4]
+
+
+def test_a_produce_that_waited_for_its_topic_is_written_in_the_same_turn(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path, settings=ClusterConfig(auto_create_topics=True))
+    message = {"op": "produce", "mode": "simple", "partition": 0, "count": 1}
+    ids = [broker.post({**message, "topic": name}, b"", b"v") for name in ("t1", "t2", "t1")]
+    for _ in range(12):
+        broker.turn()
+        assert not broker.context.dirty
+    answers = [broker.answer(i) for i in ids]
+    assert [a and a[0]["error"] for a in answers] == [0, 0, 0]
+    assert broker.values("t1") == [b"v", b"v"]
+
+
+def test_a_ring_that_is_being_made_may_change_its_size(broker: MemoryBroker) -> None:
+    broker.workers.held.add(Lane.FILES)
+    broker.produce("t", b"v")
+    for size in ("16MiB", "32MiB"):
+        assert (
+            broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": size}})[0]["error"]
+            == 0
+        )
+        broker.produce("t", b"v")
+    broker.workers.held.clear()
+    for _ in range(4):
+        broker.produce("t", b"v")
+    ring = broker.context.partitions["t", 0].ring
+    assert ring is not None
+    assert ring.capacity == 32 << 20
+
+
+def test_a_checkpoint_that_found_no_space_is_written_later_and_whole(broker: MemoryBroker) -> None:
+    broker.produce("t", b"v")
+    broker.turn()
+    partition = broker.context.partitions["t", 0]
+    for _ in range(3):
+        broker.clock.advance(200 * NS_PER_MS)
+        broker.turn()
+    broker.storage.fail("create", 1, errno.ENOSPC)
+    for _ in range(12):
+        broker.clock.advance(300 * NS_PER_MS)
+        broker.turn()
+    found = partition.log.checkpoint_job(partition.high_watermark)
+    assert found is None  # written by now
+    assert broker.produce("t", b"w")["error"] == 0
+
+
+def test_a_topic_that_finds_no_space_is_opened_later(broker: MemoryBroker) -> None:
+    broker.storage.fail("create", 1, errno.ENOSPC)
+    wanted = broker.post({"op": "create_topic", "topic": "u"})
+    for _ in range(8):
+        broker.clock.advance(400 * NS_PER_MS)
+        broker.turn()
+    answer = broker.answer(wanted)
+    assert answer is not None
+    assert answer[0]["ready"]
+    assert broker.produce("u", b"v")["error"] == 0
+
+
+def test_committed_metadata_is_behind_the_recovery_point(broker: MemoryBroker) -> None:
+    for _ in range(3):
+        broker.turn()
+    log = broker.context.metadata.log
+    assert log.checkpoint_job(log.synced_end_offset) is None  # it has been written
+    assert log.synced_end_offset == log.log_end_offset
+
+
+def test_a_search_by_time_does_not_hold_up_the_turn(broker: MemoryBroker) -> None:
+    broker.produce("t", b"v")
+    question = {"topic": "t", "partition": 0, "timestamp": "0"}
+    reply, _ = broker.ask({"op": "list_offsets", "partitions": [question] * 2049})
+    assert reply["error"] == 42
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from log_support import batch
 
 from shmlog.errors import Code, OutOfSequence, ProducerFenced
 from shmlog.log.producers import Duplicate, ProducerStates, Snapshot
 from shmlog.records.header import BatchHeader
 from shmlog.records.layout import SEQUENCE_END
-from tests.log_support import batch
 
 
 def header(sequence: int, count: int = 10, *, epoch: int = 0, producer_id: int = 7) -> BatchHeader:

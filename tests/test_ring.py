@@ -571,37 +571,6 @@ def test_views_stay_readable_when_the_ring_is_closed_and_unlinked(posix_name: st
 # -- POSIX memory ------------------------------------------------------------------------------
 
 
-def test_memory_that_is_created_is_reserved_private_and_zero(posix_name: str) -> None:
-    memory = posix.create(posix_name, 3 * L.PAGE)
-    status = os.stat(f"/dev/shm{posix_name}")
-    assert (status.st_size, status.st_blocks * 512) == (3 * L.PAGE, 3 * L.PAGE)
-    assert status.st_mode & 0o777 == 0o600
-    assert (memory.name, memory.size) == (posix_name, 3 * L.PAGE)
-    posix.touch(memory)
-    assert bytes(memory.buffer) == bytes(3 * L.PAGE)
-    memory.close()
-
-
-def test_a_name_that_is_taken_is_left_alone(posix_name: str) -> None:
-    memory = posix.create(posix_name, L.PAGE)
-    memory.buffer[0] = 7
-    with pytest.raises(FileExistsError):
-        posix.create(posix_name, 2 * L.PAGE)
-    other = posix.attach(posix_name)
-    assert (other.size, other.buffer[0]) == (L.PAGE, 7)
-    other.close()
-    memory.close()
-
-
-def test_memory_for_which_there_is_no_room_is_not_created(posix_name: str) -> None:
-    info = os.statvfs("/dev/shm")
-    with pytest.raises(OSError, match="space") as caught:
-        posix.create(posix_name, (info.f_blocks + 1) * info.f_frsize)
-    assert caught.value.errno == errno.ENOSPC
-    assert not os.path.exists(f"/dev/shm{posix_name}")
-    posix.create(posix_name, L.PAGE).close()
-
-
 def test_memory_that_cannot_be_mapped_is_not_left_behind(
     posix_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,34 +583,3 @@ def test_memory_that_cannot_be_mapped_is_not_left_behind(
         posix.create(posix_name, L.PAGE)
     assert not os.path.exists(f"/dev/shm{posix_name}")
     assert len(os.listdir("/proc/self/fd")) == files
-
-
-def test_attached_memory_cannot_be_written(posix_name: str) -> None:
-    memory = posix.create(posix_name, L.PAGE)
-    attached = posix.attach(posix_name)
-    assert attached.buffer.readonly
-    with pytest.raises(TypeError):
-        attached.buffer[0] = 1
-    memory.buffer[5] = 9
-    assert attached.buffer[5] == 9
-    attached.close()
-    memory.close()
-
-
-def test_a_name_that_vanished_is_not_found_but_what_is_mapped_stays(posix_name: str) -> None:
-    writer, _ = make_ring(posix.create(posix_name, L.ring_size(CAPACITY)))
-    reader = RingReader(posix.attach(posix_name), IDENTITY)
-    assert posix.unlink(posix_name)
-    assert not posix.unlink(posix_name)
-    with pytest.raises(FileNotFoundError):
-        posix.attach(posix_name)
-    append(writer, 0)
-    assert reader.seek(0) == 0
-    reader.close()
-
-
-def test_memory_that_is_just_being_made_is_not_found(posix_name: str) -> None:
-    with open(f"/dev/shm{posix_name}", "wb"):
-        pass
-    with pytest.raises(FileNotFoundError, match="being made"):
-        posix.attach(posix_name)

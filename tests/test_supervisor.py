@@ -18,7 +18,7 @@ import zmq
 
 from node import children
 from node.supervisor import Supervisor
-from shmlog import control, directory, process
+from shmlog import control, directory, process, registry
 from shmlog.clock import NS_PER_S
 from shmlog.errors import InvalidConfig, InvalidRequest
 
@@ -182,7 +182,7 @@ def test_a_second_supervisor_is_refused_with_the_pid_of_the_first(start: Start) 
 
 def test_a_broker_that_outlived_its_supervisor_is_refused_by_name(short_dir: Path) -> None:
     directory.create_cluster(short_dir, 1)
-    fd = directory.lock_data_dir(directory.data_dir(short_dir, 0))
+    fd = registry.lock_data_dir(directory.data_dir(short_dir, 0))
     try:
         with pytest.raises(InvalidConfig, match=rf"broker 0 \(pid {os.getpid()}\).* down"):
             Supervisor(short_dir, command=stand_in)

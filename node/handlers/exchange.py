@@ -40,6 +40,9 @@ class Outgoing(NamedTuple):
     frames: list[bytes]
 
 
+REQUEST_BYTES_MIN = 1024  # what a parked request costs however short it is
+
+
 class Exchange:
     """A request that was admitted. Invariant: answered exactly once."""
 
@@ -52,11 +55,11 @@ class Exchange:
         self._envelope = envelope
         self.client = client
         self.codec = codec
-        self.size = size
+        self.size = max(size, REQUEST_BYTES_MIN)
         self.id: int | None = None
         self.deadline_ns = 0
         self.open = True
-        context.admitted_bytes += size
+        context.admitted_bytes += self.size
 
     def begin(self, request: Request) -> None:
         """The request could be read: its id and its deadline."""

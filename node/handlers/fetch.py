@@ -24,6 +24,7 @@ from shmlog.protocol.messages import (
 from shmlog.records import batch as batches
 
 _ENTRIES_MAX = 2048
+HEADER_OVERHEAD = 16  # brackets, quotes and what base64 may add to a short value
 
 
 class FetchWait:
@@ -204,7 +205,9 @@ class _Opened:
         values = batch.values(first, stop)
         timestamps = batch.timestamps[first:stop].tolist()
         for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+            found = batch.headers(first + i) if batch.has_headers else []
             size = len(key or b"") + len(value or b"")
+            size += sum(len(name) + len(data or b"") + HEADER_OVERHEAD for name, data in found)
             if self.count and self.size + size > limit:
                 return False
             if key is None:
@@ -214,7 +217,6 @@ class _Opened:
             self.size += size
             self.frames += (key or b"", value or b"")
             self.timestamps.append(Big(timestamps[i]))
-            found = batch.headers(first + i) if batch.has_headers else []
             self.headers.append(
                 [(name, None if data is None else Octets(data)) for name, data in found]
             )

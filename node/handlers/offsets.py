@@ -9,7 +9,8 @@ from node.core.cluster import controller
 from node.core.cluster.image import Image, Record
 from node.handlers.exchange import Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
-from shmlog.errors import InvalidRequest, ShmlogError
+from shmlog.clock import NS_PER_MS
+from shmlog.errors import Backpressure, InvalidRequest, ShmlogError
 from shmlog.protocol.header import Big
 from shmlog.protocol.messages import (
     DeleteRecords,
@@ -24,15 +25,23 @@ from shmlog.protocol.messages import (
 )
 
 LATEST, EARLIEST = -1, -2
+QUESTIONS_MAX = 2048
+SEARCH_NS_MAX = 20 * NS_PER_MS
 
 
 def list_offsets(
     context: Context, exchange: Exchange, request: ListOffsets, frames: list[bytes]
 ) -> None:
     """Offsets by time, or the ends."""
+    if len(request.partitions) > QUESTIONS_MAX:
+        raise InvalidRequest(f"{len(request.partitions)} questions: at most {QUESTIONS_MAX}")
     results: list[Any] = []
+    began_ns = context.clock.monotonic_ns()
     for question in request.partitions:
         try:
+            # A search by time opens batches: one request must not hold up everybody else.
+            if context.clock.monotonic_ns() - began_ns > SEARCH_NS_MAX:
+                raise Backpressure("enough searched for one turn: ask again", retry_after_ms=1)
             results.append(_find(context, question))
         except ShmlogError as error:
             results.append(

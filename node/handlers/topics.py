@@ -8,7 +8,7 @@ from node.core.cluster import controller
 from node.core.cluster.image import Image, Record, Topic
 from node.handlers.exchange import READY, Context, Exchange
 from node.handlers.lookup import find_topic
-from shmlog.errors import RequestError, ShmlogError, VersionMismatch
+from shmlog.errors import ShmlogError, VersionMismatch
 from shmlog.protocol.header import HEADER_SIZE_MAX
 from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
@@ -77,7 +77,7 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
     image = context.metadata.image
     if request.auto_create and context.settings.auto_create_topics:
         for name in request.topics or ():
-            if name not in image.topics and _may_create(name):
+            if name not in image.topics and _may_create(context, name):
                 context.create_default_topic(
                     exchange, name, lambda: context.handle(exchange, request, frames)
                 )
@@ -102,11 +102,12 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
     )
 
 
-def _may_create(name: str) -> bool:
+def _may_create(context: Context, name: str) -> bool:
+    request = CreateTopic(op="create_topic", id=0, topic=name)
     try:
-        controller.check_topic_name(name)
-    except RequestError:
-        return False
+        _create_plan(context, request, bytes(16))(context.metadata.image)
+    except ShmlogError:
+        return False  # it comes back as an entry of its own, unknown
     return True
 
 
@@ -146,7 +147,7 @@ class _ReadyWait:
 
     def resume(self) -> None:
         """All partitions open, or the topic gone again?"""
-        if self._topic.name not in self._context.metadata.image.topics:
+        if self._context.metadata.image.by_id(self._topic.topic_id) is None:
             self._done(False)
             return
         count = sum(
@@ -212,21 +213,23 @@ def create_topic(
             )
         )
 
-    _create(context, exchange, plan, topic_id, answer)
+    _create(context, exchange, plan, lambda: context.metadata.image.by_id(topic_id), answer)
 
 
 def _create(
     context: Context,
     exchange: Exchange,
     plan: Callable[[Image], list[Record]],
-    topic_id: bytes,
+    made: Callable[[], Topic | None],
     done: Callable[[bool], None],
 ) -> None:
+    """Submit a plan; once it is committed wait until the topic that `made` finds serves."""
+
     def committed(_: int, error: ShmlogError | None) -> None:
         if error is not None:
             exchange.fail(error)
             return
-        topic = context.metadata.image.by_id(topic_id)
+        topic = made()
         if topic is None:  # deleted again in the same turn
             done(False)
         else:
@@ -246,7 +249,8 @@ def create_default_topic(
     def unless_there(image: Image) -> list[Record]:
         return [] if name in image.topics else plan(image)
 
-    _create(context, exchange, unless_there, topic_id, lambda _: then())
+    made = lambda: context.metadata.image.topics.get(name)  # noqa: E731 - by whomever
+    _create(context, exchange, unless_there, made, lambda _: then())
 
 
 def _change(context: Context, exchange: Exchange, plan: Callable[[Image], list[Record]]) -> None:

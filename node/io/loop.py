@@ -2,7 +2,7 @@
 
 Natural batching: everything that is queued goes into one turn, so under load batches grow by themselves and an
 idle broker answers at once. A turn is bounded in requests, bytes and time; what is left stays in the socket for
-the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unlinks: workers do.
+the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unlinks files: workers do.
 
 The turn measures itself: the longest one and its cause stand in the broker's last log line (`turns`).
 """
@@ -19,6 +19,7 @@ from node.handlers.produce import ProduceWait
 from node.io.wire import Wire
 from node.io.workers import Lane, Workers
 from node.metadata import Metadata
+from node.upkeep import is_no_space
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
 TURN_REQUESTS_MAX = 256
@@ -87,6 +88,10 @@ class Loop:
         self._begin_metadata_change()
         for waiter in context.purgatory.expire(answered_ns):
             waiter.expire()
+        if (
+            context.dirty
+        ):  # requests that went on behind a change of the cluster, or at their deadline
+            self._write()
         context.purgatory.arm()
         self._catalog.upkeep.turn()
         self._tick(answered_ns)
@@ -102,7 +107,8 @@ class Loop:
             statistics.longest_ns = ended_ns - began_ns
             parts = {
                 f"{finished} finished jobs": jobs_ns - began_ns,
-                f"{requests} requests, {context.simple_records} simple records": drained_ns - jobs_ns,
+                f"{requests} requests, {context.simple_records} simple records": drained_ns
+                - jobs_ns,
                 "write": written_ns - drained_ns,
                 "answers": answered_ns - written_ns,
                 "chores": ended_ns - answered_ns,
@@ -161,6 +167,8 @@ class Loop:
                             waiter.taken_back(partition, error)
                         else:
                             waiter.resume()
+                if partition.log.synced_end_offset < partition.log.log_end_offset:
+                    self._catalog.upkeep.written(partition)  # a flush in between had succeeded
                 continue
             self._catalog.maybe_make_ring(partition)
             self._catalog.upkeep.written(partition)
@@ -178,10 +186,23 @@ class Loop:
                 raise error
             self._metadata_syncing = False
             self._metadata.log.finish_sync(job)
+            self._checkpoint_metadata()
             before = self._metadata.image
             self._metadata.synced(lambda: self._catalog.follow(before, self._metadata.image))
 
         self._workers.submit(Lane.SYNC, job.run, synced)
+
+    def _checkpoint_metadata(self) -> None:
+        """What is committed must never be taken for a torn tail: move the recovery point behind it."""
+        job = self._metadata.log.checkpoint_job(self._metadata.log.synced_end_offset)
+        if job is not None:
+            self._workers.submit(Lane.FILES, job.run, self._metadata_checkpointed)
+
+    def _metadata_checkpointed(self, _: object, error: BaseException | None) -> None:
+        if is_no_space(error):
+            self._metadata.log.forget_checkpoint()  # the next change tries again
+        elif error is not None:
+            raise error
 
     def _answer(self) -> None:
         outbox = self._context.outbox
@@ -200,6 +221,7 @@ class Loop:
         if now_ns >= self._chores_due_ns:
             self._chores_due_ns = now_ns + CHORES_NS
             self._wire.guard_descriptors()
+            self._catalog.retry_opening()
             expiration_ns = self._context.settings.producer_id_expiration * NS_PER_MS
             for partition in self._context.partitions.values():
                 partition.log.producers.expire(now_ns, expiration_ns)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import zmq
 
@@ -27,6 +27,7 @@ FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
 BACKLOG_BYTES_MAX = 4 << 20
 CUT_OFF_MAX = 4096
+_POLLIN = int(zmq.POLLIN)
 
 
 class Received(NamedTuple):
@@ -70,7 +71,7 @@ class ZmqWire:
     def __init__(self, endpoint: str, wake_fd: int, descriptors_max: int) -> None:
         self._endpoint = endpoint
         self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket: Any = self._context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.LINGER, 0),
@@ -105,7 +106,7 @@ class ZmqWire:
 
     def receive(self) -> Received | None:
         # Asking first is a tenth of the cost of the exception that an empty socket raises.
-        if not self._socket.poll(0, zmq.POLLIN):
+        if not self._socket.getsockopt(zmq.EVENTS) & _POLLIN:
             return None
         client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:

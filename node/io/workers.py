@@ -58,8 +58,8 @@ class Workers(Protocol):
         """Make `fileno` readable once; may be called from a signal handler."""
         ...
 
-    def close(self) -> None:
-        """Run what is queued, then end the threads."""
+    def close(self) -> list[Completion]:
+        """Run what is queued, end the threads; the completions that nobody has taken."""
         ...
 
 
@@ -107,12 +107,13 @@ class ThreadWorkers:
     def wake(self) -> None:
         os.eventfd_write(self._eventfd, 1)
 
-    def close(self) -> None:
+    def close(self) -> list[Completion]:
         for lane in self._lanes:
             self._queues[lane].put(None)
         for thread in self._threads:
             thread.join()
         os.close(self._eventfd)
+        return list(self._done)
 
     def _work(self, lane: Lane) -> None:
         jobs = self._queues[lane]

@@ -83,6 +83,8 @@ def _run(path: Path, started_ns: int, keep: bool) -> None:
                 stopping = True
                 _say("\nstopping")
                 process.kill(supervisor.pid, signal.SIGTERM)
+    if supervisor.returncode < 0:  # killed: its brokers end by themselves, what they mapped stays
+        launch.stop_orphans(path, launch.STOP_TIMEOUT_S)
     if not stopping:
         raise ServerError(f"the supervisor ended with exit code {supervisor.returncode}")
 

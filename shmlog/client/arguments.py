@@ -40,6 +40,6 @@ def size_in(value: int | str, name: str, low: int, high: int) -> int:
 
 def no_topic(topic: str, known: Iterable[str]) -> UnknownTopic:
     """The error for a topic that does not exist, with the nearest name."""
-    near = difflib.get_close_matches(topic, list(known), 1)
+    near = difflib.get_close_matches(topic, [name for name in known if name != topic], 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UnknownTopic(f"no topic {topic!r}{hint}", topic=topic)

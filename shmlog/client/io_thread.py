@@ -112,11 +112,15 @@ class IoThread(threading.Thread):
 
     def run(self) -> None:
         """Turn after turn until `stop`."""
+        cause = "the producer was closed before the ack"
         try:
             while not self.stopping:
                 self._turn()
+        except BaseException as error:
+            cause = f"the producer's I/O thread failed: {error!r}"
+            raise
         finally:
-            self._end()
+            self._end(ClientClosed(cause))
 
     def _turn(self) -> None:
         session, accumulator = self._session, self.accumulator
@@ -167,14 +171,14 @@ class IoThread(threading.Thread):
             if batch.waiter is not None:
                 batch.waiter.set()
 
-    def _end(self) -> None:
-        self._transport.close()
+    def _end(self, cause: ClientClosed) -> None:
         with self.lock:
             self.stopping = True
             if self.accumulator.fatal is None:
-                self.accumulator.give_up(ClientClosed("the producer was closed before the ack"))
+                self.accumulator.give_up(cause)
             self.changed.notify_all()
         self._announce()
+        self._transport.close()
 
     # --- produce
 

@@ -240,13 +240,15 @@ class Session:
 
     def tick(self, now: int) -> None:
         """Let deadlines and timers that are due take effect."""
-        for line in self._deadlines.values():
+        for timeout_ns, line in list(self._deadlines.items()):
             while line and (line[0][0] <= now or line[0][1] not in self._pending):
                 number = line.popleft()[1]
                 pending = self._pending.pop(number, None)
                 if pending is not None:
                     error = RequestTimedOut(f"no answer from {pending.endpoint} in time")
                     pending.on_done(Outcome(None, (), error, False), now)
+            if not line:
+                self._deadlines.pop(timeout_ns, None)
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2](now)
 

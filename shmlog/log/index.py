@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shmlog.records.compression import crc32c
 
@@ -55,10 +54,6 @@ class SparseIndex:
         offsets = self._entries["offset"][: self._count]
         entry = self._entries[max(int(np.searchsorted(offsets, offset, side="right")) - 1, 0)]
         return int(entry["offset"]), int(entry["position"])
-
-    def positions(self) -> NDArray[np.int64]:
-        """The positions of all entries."""
-        return self._entries["position"][: self._count]
 
     def position_for_offset(self, offset: int) -> int:
         """Where to begin walking for `offset`: the last entry at or below it."""

@@ -42,8 +42,12 @@ class SyncJob:
         finally:
             for file in self.files:
                 file.close()
-        if self.directory is not None:
+        if self.directory is None:
+            return
+        try:
             self.storage.sync_dir(self.directory)
+        except FileNotFoundError:
+            pass  # the topic was deleted meanwhile: nobody waits for its names
 
 
 @dataclass(slots=True)

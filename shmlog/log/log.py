@@ -10,7 +10,7 @@ the synced end; offsets are contiguous over all segments.
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -138,7 +138,8 @@ class Log:
     def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
         """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
         kept = [
-            base for base, end in zip(bases, [*bases[1:], None], strict=False)
+            base
+            for base, end in zip(bases, [*bases[1:], None], strict=False)
             if end is None or end > log_start
         ]
         for base in bases[: len(bases) - len(kept)]:
@@ -370,49 +371,81 @@ class Log:
     def _read_segment(
         self, segment: Segment, offset: int, max_bytes: int, end_offset: int
     ) -> bytes:
+        expected, place = segment.index.entry_for_offset(offset)
+        while True:
+            pieces, place, expected, reason = self._gather(
+                segment, place, expected, offset, max_bytes, end_offset
+            )
+            if pieces or not reason:
+                return b"".join(pieces)  # damage behind them is named when it is asked for
+            behind, following = self._behind(segment, place, expected)
+            if behind < 0 or following > offset:
+                raise self._damaged(segment, place, expected, following, reason)
+            # All of the damage lies before what was asked for, on the way from the index's entry.
+            place, expected = behind, following
+
+    def _gather(
+        self,
+        segment: Segment,
+        place: int,
+        expected: int,
+        offset: int,
+        max_bytes: int,
+        end_offset: int,
+    ) -> tuple[list[memoryview], int, int, str]:
+        """Walk from the batch at `place`, which begins at offset `expected`, and take what is wanted.
+
+        Returns it with the place and offset where the walk stopped, and the damage that stopped it or "".
+        """
         pieces: list[memoryview] = []
         size = 0
         window = max(READ_BYTES_MIN, min(max_bytes + self.config.index_interval_bytes, 4 * MIB))
-        expected, place = segment.index.entry_for_offset(offset)
-        reason = "the segment ends"
         try:
             for found in segment.walk(place, read_bytes=window):
                 header, place = found.header, found.position
                 if header.base_offset != expected or header.topic_id != self.topic_id:
                     reason = f"a batch at offset {header.base_offset}, expected {expected}"
-                    break
+                    return pieces, place, expected, reason
                 if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
-                    break
-                # The header CRC vouches for base offset and size, the body CRC for the number of records:
-                # without both a batch cannot even be passed over.
+                    return pieces, place, expected, ""
+                # The header CRC vouches for base offset and size, the body CRC for the number of
+                # records: without both a batch cannot even be passed over.
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
+                if header.end_offset > end_offset:
+                    return pieces, place, expected, ""
                 expected, place = header.end_offset, found.position + header.batch_size
-                if expected > end_offset:
-                    return b"".join(pieces)
                 if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
         except NOT_A_BATCH as error:
-            reason = str(error)
+            return pieces, place, expected, str(error)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            reason = f"the device cannot read it: {error.strerror}"
-        if pieces:
-            return b"".join(pieces)  # damage behind them is named when it is asked for
-        raise self._damaged(segment, place, expected, reason)
+            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
+        return pieces, place, expected, "the segment ends"
 
-    def _damaged(self, segment: Segment, position: int, offset: int, reason: str) -> CorruptLog:
+    def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
+        """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
         try:
-            _, end = recovery.extent(segment, position, segment.size, self.topic_id, offset)
+            place, following = recovery.extent(
+                segment, position, segment.size, self.topic_id, offset
+            )
         except OSError:
-            end = None  # the device cannot say
-        end = segment.end_offset if end is None else end
+            place = following = None  # the device cannot say
+        if place is None or following is None:
+            return -1, segment.end_offset
+        return place, following
+
+    def _damaged(
+        self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
+    ) -> CorruptLog:
         return CorruptLog(
-            f"{segment.path} is damaged at position {position}, offsets {offset} to {end}: {reason}",
+            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
+            f"{reason}",
             log_start=offset,
-            high_watermark=end,
+            high_watermark=end_offset,
         )
 
     def _segment_for(self, offset: int) -> Segment:
@@ -430,8 +463,6 @@ class Log:
 
         Exact to the record also where timestamps are out of order.
         """
-        if self.config.message_timestamp_type == "LogAppendTime":
-            return self._first_appended(timestamp_ns, end_offset)
         for segment in self._segments:
             if segment.base_offset >= end_offset:
                 break
@@ -460,23 +491,6 @@ class Log:
                 return header.base_offset + index, int(times[index])
         return None
 
-    def _first_appended(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
-        """Append times never fall, so the segment and the place in it are found by bisection."""
-        place = bisect_left(self._segments, timestamp_ns, key=_last_append_time_ns)
-        for segment in self._segments[place:]:
-            positions = segment.index.positions().tolist()
-            entry = bisect_left(positions, timestamp_ns, key=segment.append_time_at)
-            start = positions[entry - 1] if entry else 0
-            for header, _ in self._checked(segment, start):
-                if header.base_offset >= end_offset:
-                    return None
-                if (
-                    header.append_time_ns >= timestamp_ns
-                    and header.end_offset > self.log_start_offset
-                ):
-                    return max(header.base_offset, self.log_start_offset), header.append_time_ns
-        return None
-
     def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
         place, expected = position, -1
         try:
@@ -488,7 +502,8 @@ class Log:
                 yield found.header, found.data
         except NOT_A_BATCH as error:
             first = max(expected, segment.base_offset)
-            raise self._damaged(segment, place, first, str(error)) from None
+            _, end_offset = self._behind(segment, place, first)
+            raise self._damaged(segment, place, first, end_offset, str(error)) from None
         finally:
             self._close_cold(segment)
 
@@ -587,6 +602,11 @@ class Log:
             self._epochs_dirty = False
             self._checkpointed = value
 
+    def forget_checkpoint(self) -> None:
+        """A checkpoint job failed for lack of space: the next one writes everything."""
+        self._checkpointed = None
+        self._epochs_dirty = True
+
     def set_log_start(self, offset: int) -> list[Job]:
         """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
 
@@ -645,10 +665,6 @@ def _base_offset(segment: Segment) -> int:
     return segment.base_offset
 
 
-def _last_append_time_ns(segment: Segment) -> int:
-    return segment.last_append_time_ns
-
-
 def _remove(segment: Segment) -> None:
     segment.close()
     segment.unlink()
@@ -657,8 +673,13 @@ def _remove(segment: Segment) -> None:
 def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
     """A deleted topic's partition: rename its directory out of the way, durably, then remove it."""
     log.close_files()
-    storage.make_dir(f"{data_dir}/{paths.DELETED}")
     target = f"{data_dir}/{paths.deleted_dir(log.topic_id, log.partition)}"
-    storage.rename(log.directory, target)
-    storage.sync_dir(data_dir)
+    try:
+        storage.make_dir(f"{data_dir}/{paths.DELETED}")
+        storage.rename(log.directory, target)
+        storage.sync_dir(data_dir)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        target = log.directory  # a full disk: to make room is what this is for
     storage.remove_tree(target)

@@ -14,7 +14,7 @@ from shmlog.log import paths
 from shmlog.log.index import SparseIndex
 from shmlog.log.storage import Buffer, File, Storage
 from shmlog.records.header import BatchHeader, decode_header, read_size
-from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE, STAMP, STAMP_POSITION
+from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE
 
 WALK_BYTES = 1 << 20
 READ_BYTES_MIN = 4096
@@ -112,11 +112,6 @@ class Segment:
                     raise CorruptMessage(f"{self._path}: half a batch at position {position}")
                 read_bytes = BATCH_SIZE_MAX + HEADER_SIZE
             position += at
-
-    def append_time_at(self, position: int) -> int:
-        """The append time of the batch at `position`, in ns."""
-        data = self.file().pread(HEADER_SIZE, position)
-        return int(STAMP.unpack_from(data, STAMP_POSITION)[2])
 
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""

@@ -110,6 +110,8 @@ class MemoryStorage:
     def __init__(self) -> None:
         self.files: dict[str, _Content] = {}
         self.durable_names: dict[str, _Content] = {}
+        # (old name, new name, content) since the directory's sync; "" where there is no old or new name.
+        self._name_changes: list[tuple[str, str, _Content]] = []
         self.dirs: set[str] = set()
         self.durable_dirs: set[str] = set()
         self.on_operation: Callable[[str, str], None] | None = None
@@ -139,6 +141,7 @@ class MemoryStorage:
                 raise FileNotFoundError(errno.ENOENT, "no such file", path)
             self.record("create", path)
             self.files[path] = _Content()
+            self._name_changes.append(("", path, self.files[path]))
         return _MemoryFile(self, path, self.files[path])
 
     def exists(self, path: str) -> bool:
@@ -165,6 +168,7 @@ class MemoryStorage:
         self.record("rename", target)
         if source in self.files:
             self.files[target] = self.files.pop(source)
+            self._name_changes.append((source, target, self.files[target]))
             return
         if any(name.startswith(target + "/") for name in self.files):
             raise OSError(errno.ENOTEMPTY, "directory not empty", target)
@@ -176,22 +180,32 @@ class MemoryStorage:
         for contents in (self.files, self.durable_names):
             for path in [p for p in contents if p.startswith(source + "/")]:
                 contents[target + path[len(source) :]] = contents.pop(path)
+        self._name_changes = [
+            (_moved(old, source, target), _moved(new, source, target), content)
+            for old, new, content in self._name_changes
+        ]
 
     def unlink(self, path: str) -> None:
         """See Storage."""
         self.record("unlink", path)
-        self.files.pop(path, None)
+        if path in self.files:
+            self._name_changes.append((path, "", self.files.pop(path)))
 
     def remove_tree(self, path: str) -> None:
         """See Storage."""
         for inside in [p for p in self.files if p.startswith(path + "/")]:
-            del self.files[inside]
+            self._name_changes.append((inside, "", self.files.pop(inside)))
         self.dirs = {d for d in self.dirs if d != path and not d.startswith(path + "/")}
 
     def sync_dir(self, path: str) -> None:
         """See Storage."""
         self.record("sync_dir", path)
         inside = path + "/"
+        self._name_changes = [
+            change
+            for change in self._name_changes
+            if (change[1] or change[0]).rpartition("/")[0] != path
+        ]
         for name in [n for n in self.durable_names if n.startswith(inside)]:
             if "/" not in name[len(inside) :] and name not in self.files:
                 del self.durable_names[name]
@@ -225,12 +239,13 @@ class MemoryStorage:
         image = MemoryStorage()
         image.dirs = {d for d in self.dirs if self._survives(d, rng)}
         names = dict(self.durable_names)
-        for path in sorted(self.files.keys() | names.keys()):
-            now = self.files.get(path)
-            if names.get(path) is not now and rng.random() < 0.5:
-                names.pop(path, None)
-                if now is not None:
-                    names[path] = now
+        # Each change of a name is there or is not, whatever became of those before it; none is torn in two.
+        for old, new, content in self._name_changes:
+            if rng.random() < 0.5:
+                if names.get(old) is content:
+                    del names[old]
+                if new:
+                    names[new] = content
         for path, content in names.items():
             if path.rpartition("/")[0] in image.dirs:
                 image.files[path] = _Content(_torn(content, rng))
@@ -245,6 +260,10 @@ class MemoryStorage:
             content.synced = bytes(content.data)
             self.durable_names[path] = content
         return self
+
+
+def _moved(name: str, source: str, target: str) -> str:
+    return target + name[len(source) :] if name.startswith(source + "/") else name
 
 
 def _torn(content: _Content, rng: random.Random) -> bytes:

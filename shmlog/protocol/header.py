@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from shmlog.errors import InvalidRequest
 
 HEADER_SIZE_MAX = 1 << 20
 _INT64 = 1 << 63
+_DECIMAL = re.compile(r"-?[0-9]{1,19}")  # int() takes "1_0", " 1" and other digits, too
 _S = TypeVar("_S")
 
 
@@ -64,7 +66,7 @@ def _to_msgpack(value: Any) -> Any:
 
 def _from_wire(wanted: type, value: Any) -> Any:
     if wanted is Big:
-        if type(value) is str and len(value) <= 20:
+        if type(value) is str and _DECIMAL.fullmatch(value):
             value = int(value)
         if type(value) is int and -_INT64 <= value < _INT64:
             return Big(value)

@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shmlog import clock, directory, launch, process
+import shmlog
+from shmlog import clock, directory, launch, process, registry
 from shmlog.errors import ClusterNotFound, RequestTimedOut, ServerError
 
-if TYPE_CHECKING:
-    from shmlog.client.client import Client
-
-STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.005
 _living: list[LocalCluster] = []
 
@@ -49,7 +43,7 @@ class LocalCluster:
             raise
         self.brokers = made.brokers
         self._supervisor: launch.Background | None = None
-        self._clients: list[Client] = []
+        self._clients: list[shmlog.Client] = []
 
     def start(self) -> LocalCluster:
         """Start the processes and wait until every broker serves.
@@ -75,20 +69,17 @@ class LocalCluster:
             client.close()
         self._clients.clear()
         if self._supervisor is not None:
-            self._stop_processes(self._supervisor.process)
+            self._stop_processes(self._supervisor)
         shutil.rmtree(self.dir, ignore_errors=True)
 
-    def _stop_processes(self, supervisor: subprocess.Popen[bytes]) -> None:
+    def _stop_processes(self, supervisor: launch.Background) -> None:
         names = _memory_names(self)
-        pids = [supervisor.pid, *process.children(supervisor.pid)]
-        process.kill(supervisor.pid, signal.SIGTERM)
-        if launch.wait_for_end([supervisor.pid], STOP_TIMEOUT_S):
-            supervisor.kill()
-        supervisor.wait()
+        pids = [supervisor.process.pid, *process.children(supervisor.process.pid)]
+        supervisor.stop()
         self._supervisor = None
         _living.remove(self)
         if directory.cluster_file(self.dir).exists():  # the supervisor was killed
-            launch.stop_orphans(self.dir, STOP_TIMEOUT_S)
+            launch.stop_orphans(self.dir, launch.STOP_TIMEOUT_S)
         left = [f"process {pid}" for pid in pids if process.is_alive(pid)]
         left += [f"/dev/shm{name}" for name in names if Path(f"/dev/shm{name}").exists()]
         if left:
@@ -97,12 +88,7 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -117,53 +103,31 @@ class LocalCluster:
             raise ClusterNotFound(f"the cluster in {self.dir} is not running")
         return self._supervisor.process.pid
 
-    def client(self) -> Client:
+    def client(self) -> shmlog.Client:
         """A client of this cluster; closed with it."""
-        from shmlog.client.client import connect
-
-        client = connect(self.dir)
+        client = shmlog.connect(self.dir)
         self._clients.append(client)
         return client
 
     def kill(self, broker: int) -> int:
         """End a broker's process with SIGKILL and wait for its death; its pid. It is restarted."""
-        pid = self._pid(broker)
+        pid = self.pids.get(broker)
+        if pid is None:
+            raise ClusterNotFound(f"broker {broker} of {self.dir} is not running")
         process.kill(pid)
-        if launch.wait_for_end([pid], STOP_TIMEOUT_S):
+        if launch.wait_for_end([pid], launch.STOP_TIMEOUT_S):
             raise RequestTimedOut(f"broker {broker} (pid {pid}) survived SIGKILL")
         return pid
 
     def wait_ready(self, timeout_s: float = launch.START_TIMEOUT_S) -> None:
-        """Wait until every broker serves (again). Raises RequestTimedOut."""
+        """Wait until every broker serves (again). Raises RequestTimedOut, ClusterNotFound."""
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
-        while set(self.pids) != set(self.brokers):
-            if self._supervisor is None:
-                raise ClusterNotFound(f"the cluster in {self.dir} was stopped")
+        while self.supervisor_pid and set(self.pids) != set(self.brokers):
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
                 raise RequestTimedOut(f"brokers {sorted(self.pids)} after {timeout_s:g} s")
             clock.sleep(_POLL_S)
 
-    def _pid(self, broker: int) -> int:
-        try:
-            return self.pids[broker]
-        except KeyError:
-            raise ClusterNotFound(f"broker {broker} of {self.dir} is not running") from None
-
-
-def living_processes() -> set[int]:
-    """Pids that belong to the clusters this process is running."""
-    found: set[int] = set()
-    for cluster in _living:
-        pid = cluster.supervisor_pid
-        found |= {pid, *process.children(pid)}
-    return found
-
-
-def living_memory() -> set[str]:
-    """Names of shared memory that belong to the clusters this process is running."""
-    return {name for cluster in _living for name in _memory_names(cluster)}
-
 
 def _memory_names(cluster: LocalCluster) -> set[str]:
     files = [directory.memory_list_file(cluster.dir, broker) for broker in cluster.brokers]
-    return {name for file in files for name in directory.MemoryList(file).names()}
+    return {name for file in files for name in registry.MemoryList(file).names()}

@@ -13,13 +13,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from shmlog.client.client import Client
-    from shmlog.testing.cluster import LocalCluster
+import shmlog
 
 _numbers = itertools.count()
 
@@ -30,12 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def shmlog_cluster(pytestconfig: pytest.Config) -> Iterator[LocalCluster]:
+def shmlog_cluster(pytestconfig: pytest.Config) -> Iterator[shmlog.LocalCluster]:
     """The session's cluster; topics appear on first use."""
-    from shmlog.testing.cluster import LocalCluster
-
     brokers = int(pytestconfig.getini("shmlog_brokers"))
-    with LocalCluster(brokers, settings={"auto_create_topics": True}) as cluster:
+    with shmlog.LocalCluster(brokers, settings={"auto_create_topics": True}) as cluster:
         yield cluster
 
 
@@ -47,18 +42,14 @@ def shmlog_topic(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def shmlog_client(shmlog_cluster: LocalCluster) -> Iterator[Client]:
+def shmlog_client(shmlog_cluster: shmlog.LocalCluster) -> Iterator[shmlog.Client]:
     """A client of the session's cluster; take topic names from `shmlog_topic`."""
-    from shmlog.client.client import connect
-
-    with connect(shmlog_cluster.dir) as client:
+    with shmlog.connect(shmlog_cluster.dir) as client:
         yield client
 
 
 @pytest.fixture
-def shmlog_cluster_factory() -> Iterator[Callable[..., LocalCluster]]:
+def shmlog_cluster_factory() -> Iterator[Callable[..., shmlog.LocalCluster]]:
     """Call it with the arguments of LocalCluster: a started cluster that ends with the test."""
-    from shmlog.testing.cluster import LocalCluster
-
     with ExitStack() as stack:
-        yield lambda *args, **kwargs: stack.enter_context(LocalCluster(*args, **kwargs))
+        yield lambda *args, **kwargs: stack.enter_context(shmlog.LocalCluster(*args, **kwargs))
