@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections import Counter
 
+import msgspec
 import pytest
 
 from shmlog.cli.main import execute
@@ -175,6 +176,20 @@ def test_several_topics_patterns_and_partitions(shmlog, shmlog_topic, file):
     assert read(f"{shmlog_topic}.*") == [b"0", b"1", b"2"]
     assert read(f"{shmlog_topic}.*", "-p", "0") == [b"0", b"2"]
     assert read(f"{shmlog_topic}.?", "-p", "0-1") == [b"0", b"1", b"2"]
+
+
+def test_a_pattern_matches_no_topic_of_the_brokers(shmlog, shmlog_topic, file, monkeypatch):
+    def with_one_of_theirs(engine, *arguments):
+        answer = refresh(engine, *arguments)
+        theirs = [msgspec.structs.replace(t, topic=f"__{t.topic}") for t in answer.topics]
+        return msgspec.structs.replace(answer, topics=[*answer.topics, *theirs])
+
+    refresh = consumer.Engine.refresh
+    topic = topic_of(shmlog, shmlog_topic)
+    shmlog("produce", topic, file(b"x\n"))
+    monkeypatch.setattr(consumer.Engine, "refresh", with_one_of_theirs)
+    assert shmlog("consume", f"*{shmlog_topic}", "-e") == (0, b"x\n", "")
+    assert shmlog("consume", f"__{shmlog_topic[:-1]}*", "-e")[0] == 3
 
 
 def test_key_header_partition_and_codec_of_the_command_line(shmlog, shmlog_topic, file):

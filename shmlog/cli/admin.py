@@ -7,42 +7,36 @@ of it, `list` the part that the metadata holds. Removing data asks on a terminal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
-from shmlog.cli.render import (
-    Column,
-    cell_text,
-    confirm,
-    pairs,
-    plural,
-    say,
-    table,
-    write_object,
-    write_rows,
-)
+from shmlog.cli.render import Column, confirm, in_short, pairs, plural, write_object, write_rows
+from shmlog.cli.settings import Settings
+from shmlog.client.admin import Admin
+from shmlog.client.consumer import Consumer
+from shmlog.client.positions import parse
 from shmlog.errors import InvalidConfig, LeaderUnavailable, TopicExists, UnknownTopic
+from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
+from shmlog.settings import TOPIC_SETTINGS, check_all, resolve
 
-if TYPE_CHECKING:
-    from shmlog.cli.main import Settings
-    from shmlog.client.admin import Admin
-    from shmlog.client.positions import Position
-    from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
-
-DURABILITY = click.Choice(["os", "disk"])
+DURABILITY = click.option(
+    "--durability",
+    type=click.Choice(["os", "disk"]),
+    help="A batch is stored when written, or synced.",
+)
+SET = click.option("--set", "given", multiple=True, metavar="KEY=VALUE", help="A setting.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
+YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 LIST_COLUMNS = (
     Column("topic"),
     Column("partitions", lambda row: row["partition_count"], right=True),
     Column("replicas", lambda row: row["replication_factor"], right=True),
-    Column(
-        "without_leader",
-        lambda row: sum(p["leader"] < 0 for p in row["partitions"]),
-        right=True,
-    ),
+    Column("without_leader", lambda row: sum(p["leader"] < 0 for p in row["partitions"]), True),
 )
+SETTING_COLUMNS = (Column("setting"), Column("value"), Column("source"))
 PARTITION_COLUMNS = (
     Column("partition", right=True),
     Column("leader", right=True),
@@ -56,8 +50,6 @@ PARTITION_COLUMNS = (
 
 
 def _admin(settings: Settings) -> Admin:
-    from shmlog.client.admin import Admin
-
     if settings.timeout_s is None:
         return Admin(settings.where)
     return Admin(settings.where, timeout=settings.timeout_s)
@@ -76,12 +68,10 @@ def list_topics(settings: Settings) -> None:
         topics = sorted(admin.metadata().topics, key=lambda t: t.topic)
     write_rows([_listed(t) for t in topics], LIST_COLUMNS, settings.output)
     if not topics and settings.output == "table":
-        say("no topics; make one:  shmlog topic create NAME", quiet=settings.quiet)
+        settings.say("no topics; make one:  shmlog topic create NAME")
 
 
 def _listed(info: TopicInfo) -> dict[str, Any]:
-    import msgspec
-
     partitions = msgspec.to_builtins(info.partitions)
     return {
         "kind": "topic",
@@ -98,9 +88,9 @@ def _listed(info: TopicInfo) -> dict[str, Any]:
 @click.argument("name")
 @click.option("-p", "--partitions", type=int, default=1, show_default=True, help="How many.")
 @click.option("-r", "--replicas", type=int, help="Copies of each partition.")
-@click.option("--durability", type=DURABILITY, help="A batch is stored when written, or synced.")
+@DURABILITY
 @click.option("--retention", hidden=True)
-@click.option("--set", "settings_given", multiple=True, metavar="KEY=VALUE", help="A setting.")
+@SET
 @click.option("--if-not-exists", is_flag=True, help="A topic that is there already is fine.")
 @click.pass_obj
 def create(
@@ -110,11 +100,11 @@ def create(
     replicas: int | None,
     durability: str | None,
     retention: str | None,
-    settings_given: tuple[str, ...],
+    given: tuple[str, ...],
     if_not_exists: bool,
 ) -> None:
     """Make a topic."""
-    configs = _configs(settings_given, durability=durability, retention=retention)
+    configs = _configs(given, durability=durability, retention=retention)
     with _admin(settings) as admin:
         try:
             answer = admin.create_topic(name, partitions, replicas, configs)
@@ -122,32 +112,21 @@ def create(
             # The name may also be refused because it is too much like another one.
             if not (if_not_exists and name in admin.list_topics()):
                 raise
-            say(f"topic {name} is there already", quiet=settings.quiet)
+            settings.say(f"topic {name} is there already")
             return
         if not answer.ready:
             raise LeaderUnavailable(f"topic {name} was created; not every partition has a leader")
         made = admin.describe_topic(name)
-    say(f"created {in_short(made)}", quiet=settings.quiet)
-    if settings.output in ("json", "jsonl"):
+    settings.say(f"created {in_short(made)}")
+    if settings.wants_json:
         write_object(_described(made))
 
 
 def _configs(given: tuple[str, ...], **named: str | None) -> dict[str, Any]:
     """Settings under their native names, checked here so that a mistake needs no cluster."""
-    from shmlog.settings import TOPIC_SETTINGS, check_all
-
     configs: dict[str, str] = pairs(given, "--set")
     configs.update({key: value for key, value in named.items() if value is not None})
     return check_all(configs, TOPIC_SETTINGS)
-
-
-def in_short(made: DescribeTopicAnswer) -> str:
-    """A topic in a line."""
-    return (
-        f"topic {made.topic}: {plural(made.partition_count, 'partition')}, "
-        f"{plural(made.replication_factor, 'replica')}, "
-        f"durability {made.configs['durability'].value}"
-    )
 
 
 @topic.command()
@@ -157,37 +136,30 @@ def describe(settings: Settings, name: str) -> None:
     """Show a topic: settings, leaders, offsets."""
     with _admin(settings) as admin:
         found = _described(admin.describe_topic(name))
-    if settings.output in ("json", "jsonl"):
+    if settings.wants_json:
         write_object(found)
         return
     if settings.output == "table":
-        click.echo(_heading(found))
+        partitions = plural(found["partition_count"], "partition")
+        replicas = plural(found["replication_factor"], "replica")
+        click.echo(f"{name}  {found['topic_id']}  {partitions}  {replicas}\n")
+        configs = [{"setting": key, **found["configs"][key]} for key in sorted(found["configs"])]
+        write_rows(configs, SETTING_COLUMNS, "table")
+        click.echo()
     write_rows(found["partitions"], PARTITION_COLUMNS, settings.output)
 
 
 def _described(answer: DescribeTopicAnswer) -> dict[str, Any]:
-    import msgspec
-
     fields: dict[str, Any] = msgspec.to_builtins(answer)
     del fields["id"], fields["error"]
     return {"kind": "topic", "v": 1, **fields}
 
 
-def _heading(found: Mapping[str, Any]) -> str:
-    columns = (Column("setting"), Column("value"), Column("source"))
-    configs: dict[str, Any] = found["configs"]
-    cells = [[k, cell_text(c["value"]), c["source"]] for k, c in sorted(configs.items())]
-    return (
-        f"{found['topic']}  {found['topic_id']}  {plural(found['partition_count'], 'partition')}  "
-        f"{plural(found['replication_factor'], 'replica')}\n\n{table(cells, columns)}"
-    )
-
-
 @topic.command()
 @click.argument("name")
 @click.option("-p", "--partitions", type=int, help="Raise their number to this.")
-@click.option("--durability", type=DURABILITY, help="A batch is stored when written, or synced.")
-@click.option("--set", "settings_given", multiple=True, metavar="KEY=VALUE", help="A setting.")
+@DURABILITY
+@SET
 @click.option("--unset", multiple=True, metavar="KEY", help="Back to the default.")
 @click.pass_obj
 def alter(
@@ -195,13 +167,11 @@ def alter(
     name: str,
     partitions: int | None,
     durability: str | None,
-    settings_given: tuple[str, ...],
+    given: tuple[str, ...],
     unset: tuple[str, ...],
 ) -> None:
     """Change settings, or add partitions."""
-    from shmlog.settings import TOPIC_SETTINGS, resolve
-
-    configs = _configs(settings_given, durability=durability)
+    configs = _configs(given, durability=durability)
     removed = [resolve(key, TOPIC_SETTINGS).native for key in unset]
     if not configs and not removed and partitions is None:
         raise click.UsageError("nothing to change: give --set, --unset, --durability or -p")
@@ -213,8 +183,8 @@ def alter(
         if partitions is not None:
             admin.add_partitions(name, partitions)
         changed = admin.describe_topic(name)
-    say(f"altered {in_short(changed)}", quiet=settings.quiet)
-    if settings.output in ("json", "jsonl"):
+    settings.say(f"altered {in_short(changed)}")
+    if settings.wants_json:
         write_object(_described(changed))
 
 
@@ -222,70 +192,51 @@ def alter(
 @click.argument("name")
 @click.option("-p", "--partition", type=click.IntRange(min=0), required=True, help="Which one.")
 @click.option("-o", "--offset", "position", required=True, help="The first offset to keep.")
-@click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@DRY_RUN
+@YES
 @click.pass_obj
 def trim(
     settings: Settings, name: str, partition: int, position: str, dry_run: bool, yes: bool
 ) -> None:
     """Drop the records of a partition below an offset."""
-    from shmlog.client.positions import parse
-
     wanted = parse(position)
     with _admin(settings) as admin:
-        before, high_watermark = _ends(admin, name, partition)
-        offset = _resolve(admin, wanted, name, partition, (before, high_watermark))
-        gone = max(0, min(offset, high_watermark) - before)
-        change = f"{name}-{partition}: log start {before:,} -> {max(offset, before):,}"
+        found = admin.describe_topic(name)
+        if partition >= found.partition_count:
+            count = plural(found.partition_count, "partition")
+            raise UnknownTopic(f"topic {name} has {count}, not number {partition}")
+        with Consumer(name, where=settings.where, partitions=[partition], start=wanted) as there:
+            offset = there.position(there.assignment[0])
+        ends = found.partitions[partition]
+        before = ends.log_start
+        gone = max(0, min(offset, ends.high_watermark) - before)
+        after = max(offset, before)
+        records = plural(gone, "record")
+        change = f"{name}-{partition}: log start {before:,} -> {after:,}"
         if dry_run:
-            say(f"{change}, {plural(gone, 'record')} would be dropped; nothing was done")
+            click.echo(f"{change}, {records} would be dropped; nothing was done", err=True)
         else:
-            confirm(f"{change}: drop {plural(gone, 'record')} for good?", yes=yes)
+            confirm(f"{change}: drop {records} for good?", yes=yes)
             admin.delete_records([(name, partition, offset)])
-            say(f"{change}, {plural(gone, 'record')} dropped", quiet=settings.quiet)
-    if settings.output in ("json", "jsonl"):
+            settings.say(f"{change}, {records} dropped")
+    if settings.wants_json:
         write_object(
             {
                 "kind": "trim",
                 "v": 1,
                 "topic": name,
                 "partition": partition,
-                "log_start": before if dry_run else max(offset, before),
+                "log_start": before if dry_run else after,
                 "records": gone,
                 "dry_run": dry_run,
             }
         )
 
 
-def _ends(admin: Admin, name: str, partition: int) -> tuple[int, int]:
-    """(log start, high watermark). Raises UnknownTopic."""
-    found = admin.describe_topic(name)
-    if partition >= found.partition_count:
-        raise UnknownTopic(
-            f"topic {name} has {plural(found.partition_count, 'partition')}, not number {partition}"
-        )
-    ends = found.partitions[partition]
-    return ends.log_start, ends.high_watermark
-
-
-def _resolve(
-    admin: Admin, wanted: Position, name: str, partition: int, ends: tuple[int, int]
-) -> int:
-    """The offset of a position. A time later than every record is the end."""
-    from shmlog.clock import SYSTEM_CLOCK
-
-    time_ns = wanted.timestamp_ns(SYSTEM_CLOCK.wall_ns())
-    by_time = -1
-    if time_ns is not None:
-        question = (name, partition, time_ns)
-        by_time = admin.list_offsets([question])[question]
-    return wanted.resolve(*ends, by_time)
-
-
 @topic.command()
 @click.argument("name")
-@click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@DRY_RUN
+@YES
 @click.pass_obj
 def delete(settings: Settings, name: str, dry_run: bool, yes: bool) -> None:
     """Remove a topic and its data."""
@@ -294,8 +245,8 @@ def delete(settings: Settings, name: str, dry_run: bool, yes: bool) -> None:
         records = sum(p.high_watermark - p.log_start for p in found.partitions)
         held = f"{plural(found.partition_count, 'partition')}, {plural(records, 'record')}"
         if dry_run:
-            say(f"topic {name} ({held}) would be deleted; nothing was done")
+            click.echo(f"topic {name} ({held}) would be deleted; nothing was done", err=True)
             return
         confirm(f"delete topic {name} ({held}) for good?", yes=yes)
         admin.delete_topic(name)
-    say(f"deleted topic {name}: {held}", quiet=settings.quiet)
+    settings.say(f"deleted topic {name}: {held}")

@@ -37,14 +37,12 @@ _DECODE = msgspec.json.Decoder(_Line).decode
 
 def load() -> list[Flight]:
     """All flights, in the order of the file."""
-    data = files("shmlog").joinpath("data/flights-20k.jsonl").read_bytes()
-    return [_flight(line) for line in data.splitlines()]
-
-
-def _flight(line: bytes) -> Flight:
-    read = _DECODE(line)
-    moment = datetime.strptime(read.date, "%Y/%m/%d %H:%M").replace(tzinfo=UTC)
-    return Flight(read.origin.encode(), line, int(moment.timestamp()) * 10**9)
+    flights = []
+    for line in files("shmlog").joinpath("data/flights-20k.jsonl").read_bytes().splitlines():
+        read = _DECODE(line)
+        moment = datetime.strptime(read.date, "%Y/%m/%d %H:%M").replace(tzinfo=UTC)
+        flights.append(Flight(read.origin.encode(), line, int(moment.timestamp()) * 10**9))
+    return flights
 
 
 @dataclass(slots=True)
@@ -81,41 +79,40 @@ def check_complete(sent: Sequence[Flight], read: Sequence[tuple[bytes, bytes]]) 
     missing, extra = (wanted - found).total(), (found - wanted).total()
     if missing or extra:
         text = f"{len(sent):,} records sent: {missing:,} missing, {extra:,} too many or different"
-    else:
-        text = f"{len(sent):,} of {len(sent):,} records are there, each exactly once"
-    return Finding(not missing and not extra, text)
+        return Finding(False, text)
+    return Finding(True, f"{len(sent):,} of {len(sent):,} records are there, each exactly once")
 
 
 def check_order(sent: Sequence[Flight], read: Sequence[tuple[bytes, bytes]]) -> Finding:
     """Does each key have its records in the order of sending?"""
     wanted, found = _by_key((f.origin, f.line) for f in sent), _by_key(read)
-    wrong = [key.decode() for key in wanted if wanted[key] != found.get(key)]
+    wrong = [key.decode() for key in wanted if wanted[key] != found[key]]
     if wrong:
         text = f"{len(wrong)} of {len(wanted)} keys are not in the order of sending: {wrong[:3]}"
-    else:
-        text = f"{len(wanted)} keys, the records of each in the order of sending"
-    return Finding(not wrong, text)
+        return Finding(False, text)
+    return Finding(True, f"{len(wanted)} keys, the records of each in the order of sending")
 
 
 def _by_key(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
     lines: dict[bytes, list[bytes]] = defaultdict(list)
     for key, line in pairs:
         lines[key].append(line)
-    return dict(lines)
+    return lines
 
 
 def check_replay(sent: Sequence[Flight], since_ns: int, lines: Sequence[bytes]) -> Finding:
     """Did reading from a point in time give the flights from then on, and only those?"""
     wanted = Counter(f.line for f in sent if f.time_ns >= since_ns)
     day = f"{datetime.fromtimestamp(since_ns // 10**9, UTC):%Y-%m-%d}"
-    holds = Counter(lines) == wanted
-    return Finding(holds, f"replay from {day}: {len(lines):,} of {wanted.total():,} records")
+    text = f"replay from {day}: {len(lines):,} of {wanted.total():,} records"
+    return Finding(Counter(lines) == wanted, text)
 
 
 def check_delays(sent: Sequence[Flight], live: Delays) -> Finding:
     """Are the sums made while the records flowed those of the file?"""
     whole = Delays()
     whole.add(f.line for f in sent)
+    verb = "are" if live == whole else "are NOT"
     seen = live.flights.total()
-    text = f"sums made on the way, over {seen:,} records, are those of the file"
-    return Finding(live == whole, text if live == whole else text.replace("are", "are NOT"))
+    text = f"sums made on the way, over {seen:,} records, {verb} those of the file"
+    return Finding(live == whole, text)

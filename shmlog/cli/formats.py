@@ -1,7 +1,6 @@
 r"""The record format language: one grammar for printing and for parsing.
 
-A format is text with escapes, read once into tokens; `printing` and `parsing` compile tokens
-into steps:
+A format is text with escapes, read once into tokens; `printing` and `parsing` compile tokens:
 
     literal     any character; %% %{ %} \n \t \\ \xNN
     field       % letter, then an optional {modifier}
@@ -13,27 +12,45 @@ into steps:
 
 The set is rpk's; `%s` and `%S` are kcat's spellings of `%v` and `%V`. A brace right after a
 field opens its modifier, so a literal one there is written `%{`. Four formats have names;
-`json` is no text format but one object a line (`record_json`). What is wrong with a format is
-said with its column.
+`json` is no text format but one object a line (`record_json`).
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import click
+
+from shmlog.cli.settings import Settings
 from shmlog.errors import InvalidConfig
 
+FORMAT = click.option(
+    "-f", "--format", "text", metavar="FMT", help=r"value, json, raw, hex, or such as '%k\t%v\n'."
+)
 NAMED = {"value": r"%v\n", "raw": "%v", "hex": r"%v{hex}\n"}  # and json
+UNIT_NS = {"": 1, "us": 1000, "ms": 10**6}  # of %d
 
-BYTES_MODIFIERS = ("hex", "base64", "json")
-TIME_MODIFIERS = ("ms", "us", "iso")
-_LETTERS = frozenset("tpoekvdTKVHxyai[]")
 _KCAT = {"s": "v", "S": "V"}
-_PUNCTUATION = frozenset("%{}")
-_ESCAPES = {"n": b"\n", "t": b"\t", "\\": b"\\"}
-_STRFTIME = re.compile(r"strftime\[(.*?)\]\}", re.DOTALL)
-_MODIFIER = re.compile(r"([^{}]*)\}")
+_BYTES = ("hex", "base64", "json")
+_MODIFIERS = dict.fromkeys("tpoeTKVHxyi[]", ()) | {
+    "k": _BYTES,
+    "v": _BYTES,
+    "d": ("ms", "us", "iso"),
+    "a": ("codec",),
+}
+_CONTROL = {"n": b"\n", "t": b"\t", "\\": b"\\"}
+_TOKEN = re.compile(
+    r"""(?P<text> [^%\\}]+ )
+    | (?P<close> \} )
+    | % (?P<sign> [%{}] )
+    | \\ (?P<control> [nt\\] )
+    | \\x (?P<byte> [0-9a-fA-F]{2} )
+    | % (?P<open> h\{ )
+    | % (?P<letter> [^h] ) (?: \{ (?P<modifier> strftime\[.*?\] | [^{}]* ) \} | (?!\{) )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 class Literal(NamedTuple):
@@ -59,118 +76,82 @@ class Headers(NamedTuple):
 Token = Literal | Field | Headers
 
 
+def given_or_default(text: str | None, settings: Settings) -> str:
+    """The format of a command; `--json` stands for `-f json`."""
+    if text is not None:
+        return text
+    return "json" if settings.wants_json else "value"
+
+
 def tokens_of(text: str) -> tuple[Token, ...]:
     """Read a format (or its name) into tokens, neighbouring literals merged.
 
     Raises: InvalidConfig with the column of what cannot be read.
     """
-    return _merge(_Reader(NAMED.get(text, text)).outer())
-
-
-class _Reader:
-    """One pass over the text of a format."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-
-    def outer(self) -> list[Token]:
-        """Tokens up to the end."""
-        found: list[Token] = []
-        while self._at < len(self._text):
-            found.append(self._token())
-        return found
-
-    def _token(self) -> Token:
-        char = self._take()
-        if char == "%":
-            return self._percent()
-        if char == "\\":
-            return Literal(self._backslash())
-        return Literal(char.encode())
-
-    def _take(self) -> str:
-        char = self._text[self._at : self._at + 1]
-        if not char:
-            raise self._wrong("ends in the middle of an escape")
-        self._at += 1
-        return char
-
-    def _backslash(self) -> bytes:
-        char = self._take()
-        if char in _ESCAPES:
-            return _ESCAPES[char]
-        if char == "x":
-            digits = self._text[self._at : self._at + 2]
-            if re.fullmatch("[0-9a-fA-F]{2}", digits):
-                self._at += 2
-                return bytes.fromhex(digits)
-            raise self._wrong(r"\x wants two hexadecimal digits")
-        raise self._wrong(rf"unknown escape \{char}; there are \n \t \\ \xNN")
-
-    def _percent(self) -> Token:
-        char = self._take()
-        if char in _PUNCTUATION:
-            return Literal(char.encode())
-        if char == "h":
-            return self._headers()
-        letter = _KCAT.get(char, char)
-        if letter not in _LETTERS:
-            raise self._wrong(f"unknown field %{char}; a percent sign itself is %%")
-        return self._modified(letter)
-
-    def _modified(self, letter: str) -> Field:
-        if self._text[self._at : self._at + 1] != "{":
-            return Field(letter)
-        self._at += 1
-        strftime = _STRFTIME.match(self._text, self._at)
-        if letter == "d" and strftime:
-            self._at = strftime.end()
-            return Field(letter, "strftime", strftime.group(1))
-        match = _MODIFIER.match(self._text, self._at)
+    text = NAMED.get(text, text)
+    outer: list[Any] = []
+    inner: list[Any] | None = None  # of the headers that are open
+    at = 0
+    while at < len(text):
+        match = _TOKEN.match(text, at)
         if match is None:
-            raise self._wrong("a modifier is not closed; a literal brace is %{")
-        allowed = _modifiers(letter)
-        if match.group(1) not in allowed:
-            there = " ".join(f"{{{m}}}" for m in allowed) or "none; a literal brace is %{"
-            raise self._wrong(
-                f"unknown modifier {{{match.group(1)}}} of %{letter}; there are {there}"
-            )
-        self._at = match.end()
-        return Field(letter, match.group(1))
-
-    def _headers(self) -> Headers:
-        if self._take() != "{":
-            raise self._wrong("%h wants a format for one header: %h{%k=%v;}")
-        inner: list[Token] = []
-        while self._text[self._at : self._at + 1] != "}":
-            token = self._token()
-            if isinstance(token, Headers) or (
-                isinstance(token, Field) and token.letter not in "kv"
-            ):
-                raise self._wrong("of a header there are %k and %v")
-            inner.append(token)
-        self._at += 1
-        return Headers(tuple(t for t in _merge(inner) if not isinstance(t, Headers)))
-
-    def _wrong(self, what: str) -> InvalidConfig:
-        return InvalidConfig(f"format {self._text!r}, column {self._at}: {what}")
-
-
-def _modifiers(letter: str) -> tuple[str, ...]:
-    if letter in "kv":
-        return BYTES_MODIFIERS
-    if letter == "d":
-        return TIME_MODIFIERS
-    return ("codec",) if letter == "a" else ()
-
-
-def _merge(tokens: list[Token]) -> tuple[Token, ...]:
-    merged: list[Token] = []
-    for token in tokens:
-        last = merged[-1] if merged else None
-        if isinstance(token, Literal) and isinstance(last, Literal):
-            merged[-1] = Literal(last.data + token.data)
+            raise _wrong(text, at + 1, _complaint(text[at:]))
+        at = match.end()
+        tokens = outer if inner is None else inner
+        if match["open"] and inner is None:
+            inner = []
+        elif match["close"] and inner is not None:
+            outer.append(Headers(tuple(inner)))
+            inner = None
+        elif inner is not None and (match["open"] or (match["letter"] or "k") not in "kvs"):
+            raise _wrong(text, at, "of a header there are %k and %v")
+        elif match["letter"]:
+            tokens.append(_field(match, text))
         else:
-            merged.append(token)
-    return tuple(merged)
+            _append_literal(tokens, match)
+    if inner is not None:
+        raise _wrong(text, at, "ends in the middle of %h{...}")
+    return tuple(outer)
+
+
+def _field(match: re.Match[str], text: str) -> Field:
+    letter, modifier = _KCAT.get(match["letter"], match["letter"]), match["modifier"]
+    if letter not in _MODIFIERS:
+        what = f"unknown field %{letter}; a percent sign itself is %%"
+        raise _wrong(text, match.end("letter"), what)
+    if letter == "d" and modifier is not None and modifier.startswith("strftime["):
+        return Field("d", "strftime", modifier[len("strftime[") : -1])
+    if modifier is not None and modifier not in _MODIFIERS[letter]:
+        there = " ".join(f"{{{m}}}" for m in _MODIFIERS[letter]) or "none; a literal brace is %{"
+        what = f"unknown modifier {{{modifier}}} of %{letter}; there are {there}"
+        raise _wrong(text, match.end(), what)
+    return Field(letter, modifier or "")
+
+
+def _append_literal(tokens: list[Any], match: re.Match[str]) -> None:
+    if match["byte"]:
+        data = bytes.fromhex(match["byte"])
+    elif match["control"]:
+        data = _CONTROL[match["control"]]
+    else:
+        data = (match["text"] or match["sign"] or match["close"]).encode()
+    if tokens and isinstance(tokens[-1], Literal):
+        data = tokens.pop().data + data
+    tokens.append(Literal(data))
+
+
+def _complaint(rest: str) -> str:
+    """What is wrong with an escape that is none."""
+    if rest in ("%", "\\", "%h"):
+        return "ends in the middle of an escape"
+    if rest.startswith("\\x"):
+        return r"\x wants two hexadecimal digits"
+    if rest.startswith("\\"):
+        return rf"unknown escape {rest[:2]}; there are \n \t \\ \xNN"
+    if rest.startswith("%h"):
+        return "%h wants a format for one header: %h{%k=%v;}"
+    return "a modifier is not closed; a literal brace is %{"
+
+
+def _wrong(text: str, column: int, what: str) -> InvalidConfig:
+    return InvalidConfig(f"format {text!r}, column {column}: {what}")

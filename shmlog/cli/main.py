@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from shmlog.cli.settings import Settings
+from shmlog import __version__
+from shmlog.cli.settings import OUTPUTS, Settings
 from shmlog.errors import ShmlogError
 
 __all__ = ["Settings", "execute", "main", "run"]
@@ -37,58 +38,53 @@ class Lazy(NamedTuple):
 
 
 COMMANDS = {
-    "dev": Lazy("shmlog.cli.run", "dev", "Throw-away cluster in the foreground."),
+    "dev": Lazy("shmlog.cli.dev", "dev", "Throw-away cluster in the foreground."),
     "demo": Lazy("shmlog.cli.demo", "demo", "See a broker killed and nothing lost."),
     "up": Lazy("shmlog.cli.run", "up", "Start the cluster of a directory."),
     "down": Lazy("shmlog.cli.run", "down", "Stop brokers and supervisor."),
-    "status": Lazy("shmlog.cli.run", "status", "Health check: exit 5 if something is down."),
-    "produce": Lazy("shmlog.cli.stream", "produce", "Write records, one a line."),
-    "consume": Lazy("shmlog.cli.stream", "consume", "Read records, and go on following."),
+    "status": Lazy("shmlog.cli.status", "status", "Health check: exit 5 if something is down."),
+    "produce": Lazy("shmlog.cli.produce", "produce", "Write records, one a line."),
+    "consume": Lazy("shmlog.cli.consume", "consume", "Read records, and go on following."),
     "topic": Lazy("shmlog.cli.admin", "topic", "List, create, describe, alter, trim, delete."),
-    "fsck": Lazy("shmlog.cli.files", "fsck", "Check a stopped cluster's files; changes nothing."),
+    "fsck": Lazy("shmlog.cli.fsck", "fsck", "Check a stopped cluster's files; changes nothing."),
 }
 
 
 def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value is None or value is False or value == 0:
-        return
-    context.find_object(Settings).set(parameter.name, value)  # type: ignore[union-attr]
+    if value:
+        setattr(context.find_object(Settings), str(parameter.name), value)
 
 
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        from shmlog import __version__
-
         click.echo(f"shmlog {__version__}")
         context.exit(0)
 
 
-def _option(*names: str, **attributes: Any) -> click.Option:
-    return click.Option(list(names), expose_value=False, callback=_store, **attributes)
-
-
 def global_options() -> list[click.Parameter]:
-    """New instances of the options that every command takes."""
+    """New instances of the options that every command takes; each is a field of `Settings`."""
+
+    def option(*names: str, **attributes: Any) -> click.Option:
+        return click.Option(names, expose_value=False, **{"callback": _store, **attributes})
+
     return [
-        _option("-d", "--dir", metavar="DIR", help="The cluster directory [SHMLOG_DIR]."),
-        _option("--endpoint", metavar="EP", help="ipc:// address of a broker [SHMLOG_ENDPOINT]."),
-        _option(
+        option("-d", "--dir", metavar="DIR", help="The cluster directory [SHMLOG_DIR]."),
+        option("--endpoint", metavar="EP", help="ipc:// address of a broker [SHMLOG_ENDPOINT]."),
+        option(
             "--output",
-            type=click.Choice(["table", "plain", "json", "jsonl"]),
+            "output_given",
+            type=click.Choice(OUTPUTS),
             help="Default: table on a terminal, else plain [SHMLOG_OUTPUT].",
         ),
-        _option("--json", is_flag=True, help="The same as --output json."),
-        _option("--timeout", metavar="5s", help="For the whole command [SHMLOG_TIMEOUT]."),
-        _option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-        _option("-v", "--verbose", count=True, help="More on stderr; -vv for all."),
-        _option("--no-color", is_flag=True, help="No colour [NO_COLOR]."),
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_version,
-            help="Print the version.",
+        option("--json", "output_given", flag_value="json", help="The same as --output json."),
+        option(
+            "--timeout", "timeout_given", metavar="5s", help="For the command [SHMLOG_TIMEOUT]."
+        ),
+        option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+        option("-v", "--verbose", count=True, help="More on stderr; -vv for all."),
+        option("--no-color", is_flag=True, help="No colour [NO_COLOR]."),
+        option(
+            "--version", is_flag=True, is_eager=True, callback=_version, help="Print the version."
         ),
     ]
 

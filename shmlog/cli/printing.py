@@ -1,9 +1,8 @@
 """Records to bytes: a format compiled into steps, each making a column for a whole batch.
 
 A step takes `Columns` and yields one piece per record; the pieces are interleaved and joined
-once. So the cost per record is a few C calls, not a walk over the format.
-
-Invariant: every step yields exactly `len(columns.rows)` pieces.
+once. So the cost per record is a few C calls, not a walk over the format. A block of headers is
+printed by the same means: the headers of a record are `Columns` of their own.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, compress, count, islice, repeat
 
 from shmlog.cli import record_json
-from shmlog.cli.bytes_text import ENCODE, Octets, escape, format_iso, format_strftime
-from shmlog.cli.formats import Field, Headers, Literal, Token, tokens_of
-
-HeaderList = Sequence[tuple[str, Octets]]
+from shmlog.cli.bytes_text import ENCODE, Octets, escape, format_iso, moment
+from shmlog.cli.formats import UNIT_NS, Field, Headers, Literal, Token, tokens_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Columns:
     timestamps: Sequence[int]
     keys: Sequence[Octets]
     values: Sequence[Octets]
-    header_of: Callable[[int], HeaderList]
+    header_of: Callable[[int], Sequence[tuple[str, Octets]]]
     codec: str = "none"
     producer_id: int = -1
     producer_epoch: int = -1
@@ -57,6 +54,12 @@ class Columns:
         changes = {name: f(getattr(self, name)) for name in names}
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def headers_at(self, row: int) -> Columns:
+        """The headers of one record, a row each: names as keys, values as values."""
+        found = self.header_of(row)
+        names, values = [name.encode() for name, _ in found], [value for _, value in found]
+        return replace(self, rows=range(len(found)), keys=names, values=values)
+
 
 Step = Callable[[Columns, int], Iterable[bytes]]  # the batch, how many records were printed before
 _number = b"%d".__mod__
@@ -67,82 +70,65 @@ class Printer:
 
     def __init__(self, text: str, *, terminal: bool = False) -> None:
         """Raises InvalidConfig if the format cannot be read."""
-        self.printed = 0
-        self._steps = _compile(text, terminal)
-        self.wants_ends = text != "json" and any(
-            isinstance(token, Field) and token.letter in "[]" for token in tokens_of(text)
-        )
+        shown = escape if terminal else bytes
+        self._printed = 0
+        if text == "json":
+            self._steps: list[Step] = [
+                lambda c, _: (shown(line) + b"\n" for line in record_json.encode_lines(c))
+            ]
+            self.wants_ends = False
+        else:
+            tokens = tokens_of(text)
+            self._steps = [_step(token, shown) for token in tokens]
+            self.wants_ends = any(isinstance(t, Field) and t.letter in "[]" for t in tokens)
 
     def format(self, columns: Columns) -> bytes:
         """The text of all these records."""
-        if not len(columns):
-            return b""
-        pieces = [step(columns, self.printed) for step in self._steps]
-        self.printed += len(columns)
-        if len(pieces) == 1:
-            return b"".join(pieces[0])
-        return b"".join(chain.from_iterable(zip(*pieces, strict=False)))
+        text = _join(self._steps, columns, self._printed)
+        self._printed += len(columns)
+        return text
 
 
-def _compile(text: str, terminal: bool) -> list[Step]:
-    if text == "json":
-        return [_json_step(terminal)]
-    return [_step(token, terminal) for token in tokens_of(text)]
+def _join(steps: Sequence[Step], columns: Columns, printed: int) -> bytes:
+    pieces = [step(columns, printed) for step in steps]
+    return b"".join(chain.from_iterable(zip(*pieces, strict=False)))
 
 
-def _json_step(terminal: bool) -> Step:
-    shown = escape if terminal else bytes
-    return lambda c, _: (shown(line) + b"\n" for line in record_json.encode_lines(c))
-
-
-def _step(token: Token, terminal: bool) -> Step:
+def _step(token: Token, shown: Callable[[bytes], bytes]) -> Step:
     if isinstance(token, Literal):
         return lambda c, _: repeat(token.data, len(c))
     if isinstance(token, Headers):
-        return _headers_step(token, terminal)
-    if token.letter in "kv":
-        return _bytes_step(token, terminal)
+        inner = [_step(t, shown) for t in token.inner]
+        return lambda c, _: (_join(inner, c.headers_at(row), 0) for row in c.rows)
+    if token.letter == "k":
+        return _bytes_step(lambda c: c.keys, token, shown)
+    if token.letter == "v":
+        return _bytes_step(lambda c: c.values, token, shown)
     if token.letter == "d":
         return _time_step(token)
     return _PLAIN[token.letter]
 
 
-def _shown(encode: Callable[[Octets], bytes], terminal: bool) -> Callable[[Octets], bytes]:
-    return (lambda data: escape(encode(data))) if terminal else encode
-
-
-def _bytes_step(field: Field, terminal: bool) -> Step:
-    encode = _shown(ENCODE[field.modifier], terminal)
-    if field.letter == "k":
-        return lambda c, _: map(encode, c.keys)
-    return lambda c, _: map(encode, c.values)
-
-
-def _headers_step(token: Headers, terminal: bool) -> Step:
-    def one(name: str, value: Octets) -> bytes:
-        return b"".join(
-            part.data
-            if isinstance(part, Literal)
-            else _shown(ENCODE[part.modifier], terminal)(
-                name.encode() if part.letter == "k" else value
-            )
-            for part in token.inner
-        )
-
-    return lambda c, _: (b"".join(one(k, v) for k, v in c.header_of(row)) for row in c.rows)
+def _bytes_step(
+    column: Callable[[Columns], Sequence[Octets]], field: Field, shown: Callable[[bytes], bytes]
+) -> Step:
+    encode = ENCODE[field.modifier]
+    if shown is bytes:
+        return lambda c, _: map(encode, column(c))
+    return lambda c, _: map(shown, map(encode, column(c)))
 
 
 def _time_step(field: Field) -> Step:
     if field.modifier == "iso":
         return lambda c, _: (format_iso(t).encode() for t in c.timestamps)
     if field.modifier == "strftime":
-        return lambda c, _: (format_strftime(t, field.pattern).encode() for t in c.timestamps)
-    unit_ns = {"": 1, "us": 1000, "ms": 10**6}[field.modifier]
-    return lambda c, _: (b"%d" % (t // unit_ns) for t in c.timestamps)
+        return lambda c, _: (moment(t).strftime(field.pattern).encode() for t in c.timestamps)
+    unit_ns = UNIT_NS[field.modifier]
+    return lambda c, _: (_number(t // unit_ns) for t in c.timestamps)
 
 
-def _length(data: Octets) -> int:
-    return -1 if data is None else len(data)
+def _lengths(column: Sequence[Octets]) -> Iterable[bytes]:
+    return (_number(-1 if data is None else len(data)) for data in column)
 
 
 def _same(value: Callable[[Columns], bytes]) -> Step:
@@ -160,8 +146,8 @@ _PLAIN: dict[str, Step] = {
     "[": _same(lambda c: _number(c.log_start)),
     "]": _same(lambda c: _number(c.high_watermark)),
     "o": lambda c, _: map(_number, c.offsets),
-    "K": lambda c, _: (_number(_length(k)) for k in c.keys),
-    "V": lambda c, _: (_number(_length(v)) for v in c.values),
+    "K": lambda c, _: _lengths(c.keys),
+    "V": lambda c, _: _lengths(c.values),
     "H": lambda c, _: (_number(len(c.header_of(row))) for row in c.rows),
     "i": lambda c, printed: map(_number, islice(count(printed + 1), len(c))),
 }

@@ -11,47 +11,44 @@ other name is a mistake and is said so.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from shmlog.cli.bytes_text import Octets, from_json_value, int64, to_json_value
+from shmlog.cli.bytes_text import JsonValue, Octets, from_json_value, int64, to_json_value
 
 if TYPE_CHECKING:
     from shmlog.cli.printing import Columns
-
-_ENCODER = msgspec.json.Encoder()
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
     """What a line may hold."""
 
-    kind: str = "record"
-    v: int = 1
+    kind: Literal["record"] = "record"
+    v: Literal[1] = 1
     topic: str = ""
     partition: int = 0
     offset: int = 0
     leader_epoch: int = 0
     timestamp_ns: int | None = None
-    key: Any = None
-    value: Any = None
-    headers: list[tuple[str, Any]] = []
+    key: JsonValue = None
+    value: JsonValue = None
+    headers: list[tuple[str, JsonValue]] = []
 
 
+_ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(_Line)
 
 
 def encode_lines(columns: Columns) -> Iterator[bytes]:
     """One object a record, without the line's end."""
-    place = (columns.topic, columns.partition, columns.leader_epoch)
     fields = (columns.rows, columns.offsets, columns.timestamps, columns.keys, columns.values)
-    topic, partition, epoch = place
     for row, offset, timestamp, key, value in zip(*fields, strict=True):
         line = _Line(
-            topic=topic,
-            partition=partition,
+            topic=columns.topic,
+            partition=columns.partition,
             offset=offset,
-            leader_epoch=epoch,
+            leader_epoch=columns.leader_epoch,
             timestamp_ns=timestamp,
             key=to_json_value(key),
             value=to_json_value(value),
@@ -61,13 +58,8 @@ def encode_lines(columns: Columns) -> Iterator[bytes]:
 
 
 def decode_line(line: bytes) -> tuple[Octets, Octets, int | None, list[tuple[str, Octets]]]:
-    """Key, value, timestamp (ns or None) and headers. Raises ValueError."""
-    try:
-        read = _DECODER.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from None
-    if read.kind != "record" or read.v != 1:
-        raise ValueError(f'kind {read.kind!r}, v {read.v}: only "record", 1 can be read')
+    """Key, value, timestamp (ns or None) and headers. Raises ValueError, msgspec.DecodeError."""
+    read = _DECODER.decode(line)
     headers = [(name, from_json_value(value)) for name, value in read.headers]
     timestamp = None if read.timestamp_ns is None else int64(read.timestamp_ns)
     return from_json_value(read.key), from_json_value(read.value), timestamp, headers

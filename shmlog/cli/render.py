@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from shmlog.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from shmlog.protocol.messages import DescribeTopicAnswer
 
 Row = Mapping[str, Any]
 
@@ -47,36 +50,26 @@ def cell_text(value: Any) -> str:
     return str(value).replace("\t", " ").replace("\n", " ")
 
 
-def json_text(value: Any) -> str:
+def write_rows(rows: Sequence[Row], columns: Sequence[Column], output: str) -> None:
+    """A list, in the output asked for."""
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    if output == "json":
+        write_object(rows)
+    elif output == "jsonl":
+        for row in rows:
+            write_object(row)
+    elif output == "plain":
+        for line in cells:
+            click.echo("\t".join(line))
+    elif rows:
+        click.echo(table(cells, columns), nl=False)
+
+
+def write_object(value: Any) -> None:
     """A JSON document on one line, with what is no ASCII kept as it is."""
     import msgspec
 
-    return msgspec.json.encode(value).decode()
-
-
-def write_rows(
-    rows: Sequence[Row], columns: Sequence[Column], output: str, out: TextIO | None = None
-) -> None:
-    """A list, in the output asked for."""
-    out = sys.stdout if out is None else out
-    if output == "json":
-        out.write(json_text(list(rows)) + "\n")
-    elif output == "jsonl":
-        out.writelines(json_text(row) + "\n" for row in rows)
-    else:
-        cells = [[column.cell(row) for column in columns] for row in rows]
-        if output == "plain":
-            out.writelines("\t".join(line) + "\n" for line in cells)
-        elif rows:
-            out.write(table(cells, columns))
-    out.flush()
-
-
-def write_object(row: Row, out: TextIO | None = None) -> None:
-    """One object as a document of one line."""
-    out = sys.stdout if out is None else out
-    out.write(json_text(row) + "\n")
-    out.flush()
+    click.echo(msgspec.json.encode(value))
 
 
 def table(cells: Sequence[Sequence[str]], columns: Sequence[Column]) -> str:
@@ -93,15 +86,18 @@ def table(cells: Sequence[Sequence[str]], columns: Sequence[Column]) -> str:
     return text
 
 
-def say(text: str, *, quiet: bool = False) -> None:
-    """A message, to stderr."""
-    if not quiet:
-        click.echo(text, err=True)
-
-
 def plural(count: int, noun: str) -> str:
     """`1 partition`, `20,000 partitions`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def in_short(made: DescribeTopicAnswer) -> str:
+    """A topic in a line."""
+    return (
+        f"topic {made.topic}: {plural(made.partition_count, 'partition')}, "
+        f"{plural(made.replication_factor, 'replica')}, "
+        f"durability {made.configs['durability'].value}"
+    )
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -4,51 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from dataclasses import dataclass, field
+
+import click
 
 from shmlog.errors import InvalidConfig
 
 OUTPUTS = ("table", "plain", "json", "jsonl")
 
 
-def seconds(text: str) -> float:
-    """Seconds of "5s", "250ms" or a plain number of seconds. Raises InvalidConfig."""
-    if text.replace(".", "", 1).isdigit():
-        return float(text)
-    from shmlog.settings import parse_duration_ns
-
-    return parse_duration_ns(text) / 1e9
+def _environment(name: str) -> str:
+    return field(default_factory=lambda: os.environ.get(name, ""))
 
 
+@dataclass(slots=True)
 class Settings:
     """Global options over environment over defaults; click hands it to commands as their `obj`.
 
-    Attributes: `dir` and `endpoint` as given as options (the environment's are read by
-    find_cluster), `quiet`, `verbose` (0, 1, 2). Derived: `where`, `output`, `timeout_s`, `color`.
+    `dir` and `endpoint` are as given as options: the environment's are read by find_cluster.
     """
 
-    def __init__(self) -> None:
-        self.dir: str | None = None
-        self.endpoint: str | None = None
-        self.quiet = False
-        self.verbose = 0
-        self._output = os.environ.get("SHMLOG_OUTPUT", "")
-        self._timeout = os.environ.get("SHMLOG_TIMEOUT", "")
-        self._no_color = bool(os.environ.get("NO_COLOR"))
-
-    def set(self, name: str, value: Any) -> None:
-        """Take an option's value, by the option's name."""
-        match name:
-            case "output":
-                self._output = value
-            case "json":
-                self._output = "json"
-            case "timeout":
-                self._timeout = value
-            case "no_color":
-                self._no_color = True
-            case _:
-                setattr(self, name, value)
+    dir: str | None = None
+    endpoint: str | None = None
+    output_given: str = _environment("SHMLOG_OUTPUT")
+    timeout_given: str = _environment("SHMLOG_TIMEOUT")
+    no_color: str = _environment("NO_COLOR")
+    quiet: bool = False
+    verbose: int = 0
 
     @property
     def where(self) -> str | None:
@@ -60,16 +42,34 @@ class Settings:
     @property
     def output(self) -> str:
         """table, plain, json or jsonl."""
-        if self._output and self._output not in OUTPUTS:
-            raise InvalidConfig(f"SHMLOG_OUTPUT = {self._output!r}: must be one of {OUTPUTS}")
-        return self._output or ("table" if sys.stdout.isatty() else "plain")
+        if self.output_given and self.output_given not in OUTPUTS:
+            raise InvalidConfig(f"SHMLOG_OUTPUT = {self.output_given!r}: must be one of {OUTPUTS}")
+        return self.output_given or ("table" if sys.stdout.isatty() else "plain")
+
+    @property
+    def wants_json(self) -> bool:
+        """One document or one object a line."""
+        return self.output in ("json", "jsonl")
 
     @property
     def timeout_s(self) -> float | None:
-        """Seconds for the whole command; None: not said, the command has its own default."""
-        return seconds(self._timeout) if self._timeout else None
+        """Seconds for the whole command; None: not said, the command has its own default.
+
+        Raises: InvalidConfig: neither "5s" or "250ms" nor a plain number of seconds.
+        """
+        text = self.timeout_given
+        if not text or text.replace(".", "", 1).isdigit():
+            return float(text) if text else None
+        from shmlog.settings import parse_duration_ns
+
+        return parse_duration_ns(text) / 1e9
 
     @property
     def color(self) -> bool:
         """Colour is wanted: a terminal, and nobody said no."""
-        return not self._no_color and sys.stdout.isatty()
+        return not self.no_color and sys.stdout.isatty()
+
+    def say(self, text: str) -> None:
+        """A message to stderr, which --quiet keeps back."""
+        if not self.quiet:
+            click.echo(text, err=True)

@@ -278,7 +278,8 @@ class Consumer:
                 raise from_wire(info.error, f"topic {name!r} cannot be read", topic=name)
             chosen[name] = info
         for pattern in patterns:
-            matching = [t for t in sorted(found) if fnmatch.fnmatchcase(t, pattern)]
+            theirs = fnmatch.filter(sorted(found), pattern)
+            matching = [t for t in theirs if not t.startswith("__")]  # those are the brokers' own
             if not matching:
                 raise UnknownTopic(f"no topic matches {pattern!r}", topic=pattern)
             chosen.update({name: found[name] for name in matching})

@@ -1,0 +1,142 @@
+"""`shmlog consume`: select, format, write; one write a batch, so what arrives is shown at once.
+
+The order of the tests is -o, then --grep, then -n: what is counted is what is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import click
+
+from shmlog.cli.formats import FORMAT, given_or_default
+from shmlog.cli.printing import Columns, Printer
+from shmlog.cli.render import integers
+from shmlog.cli.settings import Settings
+from shmlog.client import consumer as client
+from shmlog.client.admin import Admin
+from shmlog.client.batch import Batch
+from shmlog.client.positions import EARLIEST, LATEST, Kind, Position, parse_range
+from shmlog.errors import InvalidConfig
+from shmlog.ids import TopicPartition
+from shmlog.records.layout import Codec
+
+_EARLIEST, _LATEST = -2, -1  # in the place of a time
+
+
+@dataclass(slots=True)
+class Selection:
+    """Which records are shown: those whose key or value matches, up to a count."""
+
+    left: int | None
+    expression: re.Pattern[bytes] | None
+
+    def of(self, columns: Columns) -> Columns:
+        """The records to show."""
+        if self.expression is not None:
+            found = self.expression.search
+            pairs = zip(columns.keys, columns.values, strict=True)
+            columns = columns.keep([any(d is not None and found(d) for d in p) for p in pairs])
+        if self.left is not None:
+            columns = columns.cut(0, self.left)
+            self.left -= len(columns)
+        return columns
+
+
+@click.command()
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.option(
+    "-o",
+    "--offset",
+    "position",
+    default="earliest",
+    metavar="POS",
+    help="earliest, latest, 123, +10, -10, @2026-11-22T10:00:00Z, @-1h, or A:B.",
+)
+@click.option("-n", "--count", type=click.IntRange(min=0), help="Stop after so many records.")
+@click.option("-e", "--end", "to_end", is_flag=True, help="Stop at the ends as of now.")
+@FORMAT
+@click.option("-p", "--partitions", metavar="LIST", help="Such as 0,2-4.")
+@click.option("--grep", metavar="RE", help="Only records whose key or value matches.")
+@click.pass_obj
+def consume(
+    settings: Settings,
+    topics: tuple[str, ...],
+    position: str,
+    count: int | None,
+    to_end: bool,
+    text: str | None,
+    partitions: str | None,
+    grep: str | None,
+) -> None:
+    """Read records of TOPICs (names or patterns such as 'orders.*') and go on following."""
+    printer = Printer(given_or_default(text, settings), terminal=sys.stdout.isatty())
+    start, stop = parse_range(position)
+    chosen = None if partitions is None else integers(partitions, "-p")
+    try:
+        selection = Selection(count, None if grep is None else re.compile(os.fsencode(grep)))
+    except re.error as error:
+        raise InvalidConfig(f"--grep {grep!r}: {error}") from None
+    with (
+        Admin(settings.where) if printer.wants_ends else nullcontext() as admin,
+        client.Consumer(
+            *topics,
+            where=settings.where,
+            partitions=chosen,
+            start=start or EARLIEST,
+            stop=LATEST if to_end and stop is None else stop,
+        ) as consumer,
+    ):
+        limits = _limits(consumer, stop) if to_end else {}
+        if count == 0 or _reached(consumer, limits):
+            return
+        for batch in consumer.batches():
+            columns = _columns_of(batch, admin)
+            if limits:
+                left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset
+                columns = columns.cut(0, max(left, 0))
+            sys.stdout.buffer.write(printer.format(selection.of(columns)))
+            sys.stdout.buffer.flush()
+            if selection.left == 0 or _reached(consumer, limits):
+                return
+
+
+def _columns_of(batch: Batch, admin: Admin | None) -> Columns:
+    """A batch as the printing steps want it; the ends of its partition if `admin` can be asked."""
+    log_start, high_watermark = -1, -1
+    if admin is not None:
+        questions = [(batch.topic, batch.partition, which) for which in (_EARLIEST, _LATEST)]
+        answers = admin.list_offsets(questions)
+        log_start, high_watermark = (answers[question] for question in questions)
+    return Columns(
+        topic=batch.topic,
+        partition=batch.partition,
+        leader_epoch=batch.leader_epoch,
+        rows=range(len(batch)),
+        offsets=batch.offsets.tolist(),
+        timestamps=batch.timestamps.tolist(),
+        keys=batch.keys,
+        values=batch.values,
+        header_of=batch.headers,
+        codec=Codec(batch.codec).name.lower(),
+        producer_id=batch.producer_id,
+        producer_epoch=batch.producer_epoch,
+        log_start=log_start,
+        high_watermark=high_watermark,
+    )
+
+
+def _limits(consumer: client.Consumer, stop: Position | None) -> dict[TopicPartition, int]:
+    """Where each partition ends, if its end as of now may come before `stop`."""
+    if stop is None or stop.kind is not Kind.OFFSET:
+        return {}  # all other positions lie within what is there
+    behind = consumer.lag()
+    return {tp: min(stop.value, consumer.position(tp) + n) for tp, n in behind.items()}
+
+
+def _reached(consumer: client.Consumer, limits: dict[TopicPartition, int]) -> bool:
+    return bool(limits) and all(consumer.position(tp) >= end for tp, end in limits.items())

@@ -1,0 +1,91 @@
+"""`shmlog fsck`: check the files of a cluster directory without a broker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shmlog import directory, process, registry
+from shmlog.cli.render import Column, write_object, write_rows
+from shmlog.cli.settings import Settings
+from shmlog.errors import InvalidConfig
+from shmlog.log.os_storage import OsStorage
+from shmlog.log.paths import parse_partition_dir
+from shmlog.log.verify import verify
+
+DAMAGED = 7
+NUMBERS = ("segments", "batches", "records", "bytes", "log_start", "end_offset")
+COLUMNS = (
+    Column("partition"),
+    *(Column(title, right=True) for title in NUMBERS),
+    Column("state", lambda row: "damaged" if row["damage"] else "ok"),
+)
+
+
+@click.command()
+@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.pass_obj
+def fsck(settings: Settings, path: Path) -> int:
+    """Check every file of a stopped cluster: CRCs, offsets, epochs, index. Changes nothing.
+
+    Exit 7 if something is damaged. What the next start repairs by itself (a torn tail, an index) is
+    noted and is no damage.
+    """
+    cluster = directory.load_cluster(path)
+    supervisor = directory.read_supervisor(path)
+    if supervisor is not None:
+        raise InvalidConfig(f"a supervisor runs on {cluster.path} (pid {supervisor.pid}): stop it")
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as locks:
+        for broker in cluster.brokers:
+            data_dir = directory.data_dir(path, broker)
+            if (data_dir / "lock").exists():  # else no broker has ever started here
+                _keep_out(locks, data_dir)
+                rows += _verified(broker, data_dir)
+    damaged = sum(bool(row["damage"]) for row in rows)
+    if settings.output == "json":
+        found = {"cluster": cluster.cluster, "damaged": damaged, "partitions": rows}
+        write_object({"kind": "fsck", "v": 1, **found})
+    else:
+        write_rows([{"kind": "fsck", "v": 1, **row} for row in rows], COLUMNS, settings.output)
+    for row in rows:
+        for text in row["damage"]:
+            click.echo(f"damaged: {text}", err=True)
+        for text in row["notes"]:
+            settings.say(f"note: {text}")
+    settings.say(f"{len(rows)} partitions checked, {damaged} damaged")
+    return DAMAGED if damaged else 0
+
+
+def _keep_out(locks: ExitStack, data_dir: Path) -> None:
+    """Hold the lock of the data, so that no broker starts meanwhile; its file stays as it is."""
+    owner = registry.data_dir_owner(data_dir)
+    fd = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    locks.callback(os.close, fd)
+    if owner is not None or not process.lock_exclusive(fd):
+        raise InvalidConfig(f"a broker runs on {data_dir} (pid {owner}): stop it first")
+
+
+def _verified(broker: int, data_dir: Path) -> Iterator[dict[str, Any]]:
+    storage = OsStorage()
+    for name in storage.list(str(data_dir)):
+        if parse_partition_dir(name) is None or not (data_dir / name).is_dir():
+            continue
+        found = verify(storage, str(data_dir / name))
+        yield {
+            "broker": broker,
+            "partition": name,
+            "segments": found.segments,
+            "batches": found.batches,
+            "records": found.records,
+            "bytes": found.size_bytes,
+            "log_start": found.log_start,
+            "end_offset": found.end_offset,
+            "damage": found.damage,
+            "notes": found.notes,
+        }
