@@ -22,10 +22,12 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from node import journal
 from node.core.replica.leader import Leader
 from shmlog.clock import NS_PER_MS, Clock
 from shmlog.errors import (
     Code,
+    CorruptLog,
     CorruptMessage,
     DiskFull,
     InvalidRequest,
@@ -280,10 +282,15 @@ class Partition:
         end = self.high_watermark
         data = b""
         if offset < end:
-            data = self._read_ring(offset, max_bytes) or self.log.read(
-                offset, max_bytes=max_bytes, end_offset=end
-            )
+            data = self._read_ring(offset, max_bytes) or self._read_files(offset, max_bytes, end)
         return Fetched(data, end, self.log.log_start_offset)
+
+    def _read_files(self, offset: int, max_bytes: int, end: int) -> bytes:
+        try:
+            return self.log.read(offset, max_bytes=max_bytes, end_offset=end)
+        except CorruptLog as error:
+            journal.warning("damage", partition=str(self.name), reason=str(error))
+            raise
 
     def _read_ring(self, offset: int, max_bytes: int) -> bytes:
         """From the ring, if the offset is still there; else nothing."""

@@ -66,8 +66,7 @@ def down(settings: Settings) -> None:
         except BrokerGone:
             pass  # it ended by itself while it was asked
         launch.wait_for_end([supervisor.pid], timeout_s)
-    stopped = launch.stop_orphans(path, timeout_s)
-    if supervisor is None and not stopped:
+    elif not launch.stop_orphans(path, timeout_s):
         raise ClusterNotFound(f"nothing is running on {path}\n  start it:  shmlog up --dir {path}")
     settings.say(f"stopped; start again with:  shmlog up --dir {path}")
 

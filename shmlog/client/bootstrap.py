@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from shmlog.directory import Where, find_cluster, nobody_lives, read_brokers
+from shmlog.clock import NS_PER_S, SYSTEM_CLOCK, sleep
+from shmlog.directory import Where, find_cluster, nobody_lives, read_brokers, read_supervisor
+
+RESTART_WAIT_NS = 5 * NS_PER_S  # the supervisor's longest pause is one second
 
 __all__ = ["Where", "discoverer"]
 
@@ -22,7 +25,17 @@ def discoverer(where: Where) -> Callable[[], list[str]]:
         return lambda: [endpoint]
     assert location.directory is not None
     directory = location.directory
+    _wait_for_restart(directory)
     return lambda: _endpoints(directory)
+
+
+def _wait_for_restart(directory: Path) -> None:
+    """While a supervisor lives, a broker that died is on its way back: give it the time it takes."""
+    deadline_ns = SYSTEM_CLOCK.monotonic_ns() + RESTART_WAIT_NS
+    while not read_brokers(directory) and read_supervisor(directory) is not None:
+        if SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
+            return
+        sleep(0.01)
 
 
 def _endpoints(directory: Path) -> list[str]:

@@ -15,8 +15,8 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
           60 | header_crc         u32  CRC-32C       |  of bytes 0 .. 60, made by whoever stamped
           64 +---------------------------------------+  the producer's half
              | version            u8   1             |
-          65 | codec              u8                 |  Codec: how the columns are stored
-          66 | flags              u16                |  Flag: which columns there are
+          65 | codec              u8                 |  how the columns are stored, see below
+          66 | flags              u16                |  which columns there are, see below
           68 | record_count       u32  >= 1          |
           72 | last_offset_delta  u32                |  record_count - 1
           76 | base_sequence      i32  -1 = none     |
@@ -33,6 +33,9 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
              | columns, stored_size bytes            |
              | padding to a multiple of 8            |
   batch_size +---------------------------------------+
+
+Codecs: 0 none, 1 gzip (RFC 1952), 2 LZ4 frame, 3 Zstandard frame; one frame a batch.
+Flags: 1 TIMESTAMPS, 2 KEYS, 4 KEY_NULLS, 8 VALUE_NULLS, 16 HEADERS; every other bit is 0.
 
 The columns (after decompression), in this order, each padded to 8 bytes, n = record_count:
 
