@@ -15,7 +15,7 @@ import pytest
 from shmlog.errors import DiskFull
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.storage import MemoryStorage
-from tests.log_support import append, batch, config, open_log, read_all, sync
+from log_support import append, batch, config, open_log, read_all, sync
 
 SMALL = config(segment_bytes=700)
 
@@ -127,7 +127,7 @@ def test_space_refused_to_preallocation_is_said_and_appends_go_on() -> None:
 WRITER = """
 import sys
 from shmlog.log.os_storage import OsStorage
-from tests.log_support import append, config, open_log
+from log_support import append, config, open_log
 log = open_log(OsStorage(), sys.argv[1], config=config(segment_bytes=20_000))
 while True:
     append(log, 5, value=b"x" * 100, producer_id=-1)

@@ -11,7 +11,7 @@ from shmlog.errors import CorruptLog
 from shmlog.log.log import Log
 from shmlog.log.storage import MemoryStorage
 from shmlog.log.verify import verify
-from tests.log_support import (
+from log_support import (
     DIRECTORY,
     append,
     batch,
