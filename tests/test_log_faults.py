@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from log_support import append, batch, config, open_log, read_all, sync
 
 from shmlog.errors import DiskFull
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.storage import MemoryStorage
-from log_support import append, batch, config, open_log, read_all, sync
 
 SMALL = config(segment_bytes=700)
 

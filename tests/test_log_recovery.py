@@ -6,11 +6,6 @@ import random
 from collections.abc import Callable
 
 import pytest
-
-from shmlog.errors import CorruptLog
-from shmlog.log.log import Log
-from shmlog.log.storage import MemoryStorage
-from shmlog.log.verify import verify
 from log_support import (
     DIRECTORY,
     append,
@@ -21,6 +16,11 @@ from log_support import (
     run,
     sync,
 )
+
+from shmlog.errors import CorruptLog
+from shmlog.log.log import Log
+from shmlog.log.storage import MemoryStorage
+from shmlog.log.verify import verify
 
 FIRST = f"{DIRECTORY}/{0:020d}.log"
 BIG = config(segment_bytes=1 << 20)
