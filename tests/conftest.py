@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from shmlog import clock, process
 from shmlog.testing import cluster
 
 _SHM = Path("/dev/shm")
-_BETWEEN_CREATE_AND_MAP_S = 0.1  # how long another process's new name may be mapped by nobody
+_PATIENCE_S = 5.0  # another process's new name is mapped by nobody for a moment, on a busy machine for long
+_LOOK_AGAIN_S = 0.02
 
 
 def _living_processes() -> set[int]:
@@ -48,15 +50,15 @@ def _mapped_by_others() -> str:
 
 
 def _left_behind(before: set[str]) -> set[str]:
-    def candidates() -> set[str]:
-        return _memory() - before - _living_memory()
-
-    if not candidates():
-        return set()
-    clock.sleep(_BETWEEN_CREATE_AND_MAP_S)
-    left = candidates()
-    maps = _mapped_by_others() if left else ""
-    return {name for name in left if f"/dev/shm/{name}" not in maps and (_SHM / name).exists()}
+    """The new names that belong to nobody, and still do when the patience is over."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while left := _memory() - before - _living_memory():
+        maps = _mapped_by_others()
+        left = {name for name in left if f"/dev/shm/{name}" not in maps and (_SHM / name).exists()}
+        if not left or time.monotonic() > deadline:
+            break
+        clock.sleep(_LOOK_AGAIN_S)
+    return left
 
 
 @pytest.fixture(autouse=True)
