@@ -20,7 +20,9 @@ from shmlog import clock, process
 from shmlog.testing import cluster
 
 _SHM = Path("/dev/shm")
-_PATIENCE_S = 5.0  # another process's new name is mapped by nobody for a moment, on a busy machine for long
+_PATIENCE_S = (
+    5.0  # another process's new name is mapped by nobody for a moment, on a busy machine for long
+)
 _LOOK_AGAIN_S = 0.02
 
 

@@ -141,7 +141,9 @@ def test_what_a_killed_writer_had_acked_is_all_there(tmp_path: Path) -> None:
     rng = random.Random(5)
     for _ in range(3):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, directory], stdout=subprocess.PIPE, cwd=Path(__file__).parent
+            [sys.executable, "-c", WRITER, directory],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent,
         )
         assert writer.stdout is not None
         acked = b""
