@@ -173,6 +173,20 @@ TOPIC_SETTINGS: dict[str, Setting] = {
             meaning="a batch counts as stored when it is written (os) or synced (disk)",
         ),
         Setting(
+            kafka="min.insync.replicas",
+            parse=integer,
+            default=-1,
+            low=1,
+            extra=(-1,),
+            meaning="acks=all is refused with fewer in-sync replicas; -1 = max(1, replicas - 1)",
+        ),
+        Setting(
+            kafka="unclean.leader.election",
+            parse=boolean,
+            default=False,
+            meaning="elect a replica that may lack committed records when no other is left for 5 s",
+        ),
+        Setting(
             kafka="sync.interval.ms",
             parse=duration_ms,
             default=100,
@@ -248,6 +262,36 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
             meaning="a producer's sequence state is dropped after so long without a batch",
         ),
         Setting(
+            kafka="replica.lag.time.max.ms",
+            parse=duration_ms,
+            default=10_000,
+            low=500,
+            meaning="a follower that has not caught up for so long leaves the in-sync replicas",
+        ),
+        Setting(
+            kafka="recovery.wait.ms",
+            parse=duration_ms,
+            default=60_000,
+            low=-1,
+            meaning="after a reboot: how long a partition waits for its last in-sync replicas; -1 = for ever",
+        ),
+        Setting(
+            kafka="broker.heartbeat.ms",
+            parse=duration_ms,
+            default=250,
+            low=50,
+            high=10_000,
+            meaning="how often brokers hear from the controller, and answer",
+        ),
+        Setting(
+            kafka="broker.hang.timeout.ms",
+            parse=duration_ms,
+            default=1500,
+            low=500,
+            high=60_000,
+            meaning="a broker whose loop has not answered for so long is fenced; at least 4 heartbeats",
+        ),
+        Setting(
             kafka="ring.budget.bytes",
             parse=size_bytes,
             default=-1,
@@ -306,6 +350,8 @@ class TopicConfig:
     """The settings in force for a topic; meanings and bounds in TOPIC_SETTINGS."""
 
     durability: str = TOPIC_SETTINGS["durability"].default
+    min_insync_replicas: int = TOPIC_SETTINGS["min_insync_replicas"].default
+    unclean_leader_election: bool = TOPIC_SETTINGS["unclean_leader_election"].default
     sync_interval: int = TOPIC_SETTINGS["sync_interval"].default
     segment_bytes: int = TOPIC_SETTINGS["segment_bytes"].default
     index_interval_bytes: int = TOPIC_SETTINGS["index_interval_bytes"].default
@@ -326,6 +372,11 @@ class TopicConfig:
                 f"max_message_bytes ({self.max_message_bytes})"
             )
 
+    def minimum_isr(self, replication_factor: int) -> int:
+        """The effective minimum of in-sync replicas: never more than there are replicas."""
+        wanted = self.min_insync_replicas
+        return min(max(1, replication_factor - 1) if wanted == -1 else wanted, replication_factor)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
@@ -333,8 +384,19 @@ class ClusterConfig:
 
     auto_create_topics: bool = CLUSTER_SETTINGS["auto_create_topics"].default
     producer_id_expiration: int = CLUSTER_SETTINGS["producer_id_expiration"].default
+    replica_lag_time_max: int = CLUSTER_SETTINGS["replica_lag_time_max"].default
+    recovery_wait: int = CLUSTER_SETTINGS["recovery_wait"].default
+    broker_heartbeat: int = CLUSTER_SETTINGS["broker_heartbeat"].default
+    broker_hang_timeout: int = CLUSTER_SETTINGS["broker_hang_timeout"].default
     ring_budget_bytes: int = CLUSTER_SETTINGS["ring_budget_bytes"].default
     request_memory_bytes: int = CLUSTER_SETTINGS["request_memory_bytes"].default
+
+    def __post_init__(self) -> None:
+        if self.broker_hang_timeout < 4 * self.broker_heartbeat:
+            raise InvalidConfig(
+                f"broker_hang_timeout = {self.broker_hang_timeout} ms: must be at least 4 x "
+                f"broker_heartbeat ({self.broker_heartbeat} ms)"
+            )
 
 
 assert {f.name for f in fields(TopicConfig)} == set(TOPIC_SETTINGS)

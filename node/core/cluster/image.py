@@ -4,12 +4,14 @@ A record set (one batch of the metadata log) is one atomic change: `apply` retur
 stays as it was, so whoever holds an image sees one moment of the cluster.
 
     cluster        cluster id, format version            first record of every metadata log
-    broker         id, incarnation, boot id, endpoint    a broker has registered
+    broker         id, incarnation, boot id, endpoints   a broker has registered
+    fence          id, incarnation, fenced or not, why   it may not lead (hung, dead, stopping), or may again
     topic          id, name, partition count
     remove_topic   id
-    partition      topic id, index, replicas, leader, epochs, ISR, log start
+    partition      topic id, index, replicas, leader, epochs, ISR, log start, ...
     config         topic id, key, value or null          null: back to the layer below
     producer_ids   first id of the next block
+    noop           -                                     a new controller's first record: Raft commits by it
 """
 
 from __future__ import annotations
@@ -38,7 +40,17 @@ class BrokerRecord(msgspec.Struct, frozen=True, tag="broker", tag_field="kind"):
     broker: int
     incarnation: int
     boot_id: str
-    endpoint: str
+    pid: int
+    endpoints: Mapping[str, str]  # "client" and "peer"
+
+
+class FenceRecord(msgspec.Struct, frozen=True, tag="fence", tag_field="kind"):
+    """A broker's incarnation is fenced, or not any more. A registration unfences."""
+
+    broker: int
+    incarnation: int
+    fenced: bool
+    reason: str = ""
 
 
 class TopicRecord(msgspec.Struct, frozen=True, tag="topic", tag_field="kind"):
@@ -56,7 +68,14 @@ class RemoveTopicRecord(msgspec.Struct, frozen=True, tag="remove_topic", tag_fie
 
 
 class PartitionRecord(msgspec.Struct, frozen=True, tag="partition", tag_field="kind"):
-    """The state of one partition, whole."""
+    """The state of one partition, whole.
+
+    leader: -1 while nobody may lead. It serves, followers too, only once `started`: the start of `leader_epoch`
+    (`epoch_start`) is committed. `last_leader`: (broker, incarnation, epoch) of the last one that started.
+    isr: in-sync replicas, confirmed. `lossy`: who left it as lossy since the last epoch start.
+    recovery_epoch: the last epoch begun by a recovery or unclean election, -1 none; `lost`: (from, to) given up by
+    it, for `describe`.
+    """
 
     topic_id: bytes
     partition: int
@@ -66,6 +85,12 @@ class PartitionRecord(msgspec.Struct, frozen=True, tag="partition", tag_field="k
     partition_epoch: int
     isr: tuple[int, ...]
     log_start: int = 0
+    started: bool = False
+    epoch_start: int = 0
+    last_leader: tuple[int, int, int] | None = None
+    lossy: tuple[int, ...] = ()
+    recovery_epoch: int = -1
+    lost: tuple[int, int] | None = None
 
 
 class ConfigRecord(msgspec.Struct, frozen=True, tag="config", tag_field="kind"):
@@ -83,14 +108,20 @@ class ProducerIdsRecord(msgspec.Struct, frozen=True, tag="producer_ids", tag_fie
     next_id: int
 
 
+class NoopRecord(msgspec.Struct, frozen=True, tag="noop", tag_field="kind"):
+    """Nothing."""
+
+
 Record = (
     ClusterRecord
     | BrokerRecord
+    | FenceRecord
     | TopicRecord
     | RemoveTopicRecord
     | PartitionRecord
     | ConfigRecord
     | ProducerIdsRecord
+    | NoopRecord
 )
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Record)
@@ -125,6 +156,7 @@ class Image:
     cluster: str = ""
     offset: int = 0
     brokers: Mapping[int, BrokerRecord] = field(default_factory=dict)
+    fenced: Mapping[int, str] = field(default_factory=dict)  # broker -> why
     topics: Mapping[str, Topic] = field(default_factory=dict)
     names: Mapping[bytes, str] = field(default_factory=dict)
     next_producer_id: int = 0
@@ -135,6 +167,18 @@ class Image:
         name = self.names.get(topic_id)
         return None if name is None else self.topics[name]
 
+    def partition(self, topic_id: bytes, partition: int) -> PartitionRecord | None:
+        """The state of a partition, if it is there."""
+        topic = self.by_id(topic_id)
+        if topic is None or not 0 <= partition < len(topic.partitions):
+            return None
+        return topic.partitions[partition]
+
+    def is_current(self, broker: int, incarnation: int) -> bool:
+        """Is this the registered incarnation of the broker?"""
+        record = self.brokers.get(broker)
+        return record is not None and record.incarnation == incarnation
+
 
 class _Draft:
     """An image being made: mutable copies, so that a set of a thousand records costs no thousand copies."""
@@ -142,6 +186,7 @@ class _Draft:
     def __init__(self, image: Image) -> None:
         self.cluster = image.cluster
         self.brokers = dict(image.brokers)
+        self.fenced = dict(image.fenced)
         self.topics = dict(image.topics)
         self.names = dict(image.names)
         self.next_producer_id = image.next_producer_id
@@ -155,6 +200,12 @@ class _Draft:
                 self.cluster = record.cluster
             case BrokerRecord():
                 self.brokers[record.broker] = record
+                self.fenced.pop(record.broker, None)
+            case FenceRecord():
+                if record.fenced:
+                    self.fenced[record.broker] = record.reason
+                else:
+                    self.fenced.pop(record.broker, None)
             case TopicRecord():
                 topic = self.topics.get(record.name)
                 if topic is None:
@@ -172,6 +223,8 @@ class _Draft:
                 self._config(record)
             case ProducerIdsRecord():
                 self.next_producer_id = record.next_id
+            case NoopRecord():
+                pass
 
     def _partition(self, record: PartitionRecord) -> None:
         name = self.names[record.topic_id]
@@ -204,6 +257,7 @@ class _Draft:
             cluster=self.cluster,
             offset=offset,
             brokers=self.brokers,
+            fenced=self.fenced,
             topics=self.topics,
             names=self.names,
             next_producer_id=self.next_producer_id,

@@ -1,0 +1,355 @@
+"""What brokers of one cluster say to each other, as values. Internal: no client speaks this.
+
+Every message goes one way, over the sender's DEALER to the receiver's ROUTER, as `[header][frame]...` in
+MessagePack; an answer is a message of its own in the other direction. So nobody is owed anything by a socket: a
+message may be lost, late or doubled, and whoever waits asks again after a while. `broker` and `incarnation` say who
+sends; a message of an incarnation that the image does not know (or not any more) changes nothing.
+
+    raft         VoteRequest  VoteAnswer  AppendRequest  AppendAnswer          the metadata log
+    controller   Propose      ProposeAnswer                                    a change of the cluster
+    replica      ReplicaFetch ReplicaFetched ReplicaStored EpochQuestion EpochAnswer
+
+Offsets in Raft's messages are offsets of the metadata log, terms are the leader epochs of its batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+MESSAGE_BYTES_MAX = 16 << 20
+
+
+class PeerMessage(Struct, kw_only=True, omit_defaults=True, tag_field="op"):
+    """Who sends. `broker` and `incarnation` are filled in by whoever puts the message on the wire."""
+
+    broker: int = -1
+    incarnation: int = 0
+
+
+# -- raft ---------------------------------------------------------------------------------------------
+
+
+class VoteRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="vote"):
+    """May I lead in `term`? `pre`: only asked whether it would be granted, nothing is promised.
+
+    `death_proven`: the leader of the term before is proven dead (its pidfd), so stickiness does not apply.
+    """
+
+    term: int
+    last_term: int
+    end_offset: int
+    pre: bool = False
+    death_proven: bool = False
+
+
+class VoteAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="vote_answer"):
+    """`term`: the voter's, or for a granted pre-vote the one asked for."""
+
+    term: int
+    granted: bool
+    pre: bool = False
+
+
+class AppendRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="append"):
+    """Batches from `prev_offset` on (one frame, back to back; none: a heartbeat), and the commit offset.
+
+    `prev_term`: term of the record before `prev_offset` (0: none). `lease_until_ns`: until when (monotonic clock,
+    one for all processes of a machine) the leader knows that a majority has followed it. `sent_ns`: echoed.
+    """
+
+    term: int
+    prev_offset: int
+    prev_term: int
+    commit: int
+    sent_ns: int
+    lease_until_ns: int = 0
+
+
+class AppendAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="append_answer"):
+    """Accepted: all below `stored_end` is synced here and equal to the leader's log.
+
+    Refused: `diverging_term`, `diverging_end`: the largest term at most `prev_term` known here, and its end.
+    `image_offset`: the image that this broker has published (a beat of its loop). `sent_ns`: of the request.
+    """
+
+    term: int
+    accepted: bool
+    sent_ns: int
+    stored_end: int = 0
+    diverging_term: int = 0
+    diverging_end: int = 0
+    image_offset: int = 0
+
+
+# -- controller -----------------------------------------------------------------------------------------
+
+
+class Change(Struct, kw_only=True, omit_defaults=True, tag_field="kind", frozen=True):
+    """Something that the controller is asked to do: planned on the newest image, committed whole or refused."""
+
+
+class CreateTopic(Change, kw_only=True, omit_defaults=True, tag="create_topic", frozen=True):
+    """A topic under a fresh id. `if_missing`: nothing happens where the name exists."""
+
+    name: str
+    topic_id: bytes
+    partition_count: int
+    replication_factor: int = -1
+    configs: dict[str, Any] = {}
+    if_missing: bool = False
+
+
+class AlterTopic(Change, kw_only=True, omit_defaults=True, tag="alter_topic", frozen=True):
+    """A topic's own settings."""
+
+    name: str
+    set_values: dict[str, Any] = {}
+    delete: tuple[str, ...] = ()
+
+
+class AddPartitions(Change, kw_only=True, omit_defaults=True, tag="add_partitions", frozen=True):
+    """Raise the number of partitions to `partition_count`."""
+
+    name: str
+    partition_count: int
+
+
+class DeleteTopic(Change, kw_only=True, omit_defaults=True, tag="delete_topic", frozen=True):
+    """Remove a topic."""
+
+    name: str
+
+
+class DeleteRecords(Change, kw_only=True, omit_defaults=True, tag="delete_records", frozen=True):
+    """Raise a log start; the leader says at which epoch, and how far it has committed."""
+
+    name: str
+    partition: int
+    leader_epoch: int
+    offset: int
+    high_watermark: int
+
+
+class TakeProducerIds(Change, kw_only=True, omit_defaults=True, tag="producer_ids", frozen=True):
+    """The next block of producer ids for a broker."""
+
+    taker: int
+
+
+class ReplicaReport(Struct, array_like=True, frozen=True):
+    """A replica as its broker found it at the start: `last_epoch` of its last batch (-1: none) and its end."""
+
+    topic_id: bytes
+    partition: int
+    last_epoch: int
+    end_offset: int
+    lossy: bool
+
+
+class RegisterBroker(Change, kw_only=True, omit_defaults=True, tag="register", frozen=True):
+    """A new incarnation, its logs recovered. Sent again to every new controller: then only the reports count."""
+
+    id: int
+    incarnation: int
+    boot_id: str
+    pid: int
+    endpoints: dict[str, str]
+    replicas: tuple[ReplicaReport, ...] = ()
+
+
+class EpochStart(Struct, array_like=True, frozen=True):
+    """An elected leader has its log stored and begins its epoch at `start_offset`."""
+
+    topic_id: bytes
+    partition: int
+    leader_epoch: int
+    start_offset: int
+
+
+class StartEpochs(Change, kw_only=True, omit_defaults=True, tag="start_epochs", frozen=True):
+    """Epochs that their leader `leader` (of `incarnation`) has begun; those not current any more are skipped."""
+
+    leader: int
+    incarnation: int
+    starts: tuple[EpochStart, ...]
+
+
+class IsrMember(Struct, array_like=True, frozen=True):
+    """A broker as the leader saw it when it made the proposal."""
+
+    broker: int
+    incarnation: int
+
+
+class ProposeIsr(Change, kw_only=True, omit_defaults=True, tag="isr", frozen=True):
+    """The in-sync replicas that a leader proposes, seen at `partition_epoch`. One partition a change."""
+
+    topic_id: bytes
+    partition: int
+    leader: int
+    leader_epoch: int
+    partition_epoch: int
+    isr: tuple[IsrMember, ...]
+
+
+class HandOver(Change, kw_only=True, omit_defaults=True, tag="hand_over", frozen=True):
+    """A leader whose `target` (in the ISR) has stored its whole log gives the partition to it."""
+
+    topic_id: bytes
+    partition: int
+    leader: int
+    leader_epoch: int
+    target: int
+
+
+class StopBroker(Change, kw_only=True, omit_defaults=True, tag="stop", frozen=True):
+    """A broker that stops: fenced as `stopping`, so it leads nothing and leaves every ISR that allows it."""
+
+    id: int
+    incarnation: int
+
+
+ChangeUnion = (
+    CreateTopic
+    | AlterTopic
+    | AddPartitions
+    | DeleteTopic
+    | DeleteRecords
+    | TakeProducerIds
+    | RegisterBroker
+    | StartEpochs
+    | ProposeIsr
+    | HandOver
+    | StopBroker
+)
+
+
+class Propose(PeerMessage, kw_only=True, omit_defaults=True, tag="propose"):
+    """A change, to the controller. `seq`: of the sender, for the answer."""
+
+    seq: int
+    change: ChangeUnion
+
+
+class ProposeAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="propose_answer"):
+    """error 0: committed at `metadata_offset`. Else the code, its sentence and its facts."""
+
+    seq: int
+    error: int = 0
+    message: str = ""
+    facts: dict[str, Any] = {}
+    metadata_offset: int = -1
+
+
+# -- replica ------------------------------------------------------------------------------------------
+
+
+class FetchPosition(Struct, array_like=True):
+    """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch."""
+
+    topic_id: bytes
+    partition: int
+    leader_epoch: int
+    position: int
+    stored_end: int
+    durability: str
+    last_epoch: int
+
+
+class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
+    """All that a follower wants of one leader: batches from each position on, waiting up to `max_wait_ms`.
+
+    Takes the place of the follower's fetch before: a leader holds at most one a follower.
+    """
+
+    seq: int
+    partitions: list[FetchPosition]
+    max_wait_ms: int = 500
+    max_bytes: int = 10 << 20
+    partition_max_bytes: int = 1 << 20
+
+
+class FetchedPartition(Struct, array_like=True):
+    """error 0: `size` bytes of whole batches stand in the next frame (none if 0)."""
+
+    topic_id: bytes
+    partition: int
+    error: int
+    leader_epoch: int
+    size: int
+    high_watermark: int
+    log_start: int
+
+
+class ReplicaFetched(PeerMessage, kw_only=True, omit_defaults=True, tag="fetched"):
+    """The answer to fetch `seq`; partitions without news are left out."""
+
+    seq: int
+    partitions: list[FetchedPartition]
+
+
+class StoredEnd(Struct, array_like=True):
+    """A stored end that grew while a fetch is parked."""
+
+    topic_id: bytes
+    partition: int
+    leader_epoch: int
+    stored_end: int
+    durability: str
+
+
+class ReplicaStored(PeerMessage, kw_only=True, omit_defaults=True, tag="stored"):
+    """Ends that a sync has moved: acks do not wait for the next fetch."""
+
+    partitions: list[StoredEnd]
+
+
+class EpochWanted(Struct, array_like=True):
+    """Whose epoch history is asked for, at which leader epoch."""
+
+    topic_id: bytes
+    partition: int
+    leader_epoch: int
+
+
+class EpochQuestion(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs"):
+    """The leader's epoch histories, for followers whose leader epoch rose."""
+
+    seq: int
+    partitions: list[EpochWanted]
+
+
+class PartitionEpochs(Struct, array_like=True):
+    """error 0: `entries` (leader epoch, start offset), both rising, up to `end_offset`."""
+
+    topic_id: bytes
+    partition: int
+    error: int
+    leader_epoch: int
+    entries: list[tuple[int, int]]
+    end_offset: int
+    log_start: int
+
+
+class EpochAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs_answer"):
+    """The answer to question `seq`."""
+
+    seq: int
+    partitions: list[PartitionEpochs]
+
+
+PeerUnion = (
+    VoteRequest
+    | VoteAnswer
+    | AppendRequest
+    | AppendAnswer
+    | Propose
+    | ProposeAnswer
+    | ReplicaFetch
+    | ReplicaFetched
+    | ReplicaStored
+    | EpochQuestion
+    | EpochAnswer
+)
