@@ -1,38 +1,41 @@
 """The composition root: a broker's parts put together, started and stopped. No logic.
 
 Start: lock the data directory, count the incarnation, remove what the dead incarnation left in shared memory,
-open the metadata log, register (which gives every partition a new leader epoch), open the partitions, bind the
-socket, and only then publish the registry entry: who finds the broker there can talk to it.
+open the metadata log, bind the sockets, turn. The turn finds the quorum, opens the partitions, registers (which gives
+a new leader epoch to what this broker leads), and only then the registry entry is published: who finds the broker
+there can talk to it.
 
-Stop: end the turn in hand, close the socket (who waits resends to the next incarnation), sync and close every
-log, remove the rings, mark the stop as clean.
+Stop: hand over what is led here, end the turn in hand, close the sockets (who waits resends to another), sync and
+close every log, remove the rings, mark the stop as clean.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import sys
 from pathlib import Path
 
 from node import journal, uptime
 from node.catalog import Catalog
-from node.core.cluster import controller
-from node.core.cluster.image import BrokerRecord
 from node.handlers import table
 from node.handlers.exchange import Context, Identity
+from node.handlers.peers import PeerHandler, sender
+from node.io.liveness import Liveness, OsKernel
 from node.io.loop import Loop
-from node.io.wire import ZmqWire
-from node.io.workers import ThreadWorkers
-from node.metadata import Metadata
+from node.io.wire import Wire, ZmqWire
+from node.io.workers import ThreadWorkers, Workers, is_no_space
+from node.metadata import Metadata, Voting
 from node.rings import Rings, default_budget
-from node.upkeep import is_no_space
+from node.standing import Standing
 from shmlog import directory, process, registry
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.storage import Storage
+from shmlog.protocol import peers
 
 RESERVE_BYTES = 1 << 20
 SWITCH_INTERVAL_S = 0.0005  # the default hand-over of the GIL is up to 5 ms: 40 times a sync
@@ -65,24 +68,33 @@ class Broker:
         # Not clean from here on; but until recovery is done the logs are as the last boot left them.
         last_boot_id = "" if last is None else last.boot_id
         uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
+        self._workers = ThreadWorkers()
+        peer_endpoints = {b: f"ipc://{directory.peer_socket(path, b)}" for b in cluster.brokers}
+        peer_endpoint = peer_endpoints.pop(broker)
+        self._wire = ZmqWire(
+            endpoint,
+            peer_endpoint,
+            peer_endpoints,
+            self._workers.fileno(),
+            process.raise_descriptor_limit(),
+        )
+        send = sender(broker, incarnation, self._wire.send_peer)
         self.metadata = Metadata(
             storage,
             str(self._data_dir),
+            Voting(
+                cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters
+            ),
             topic_defaults=cluster.topic_defaults,
+            settings=cluster.settings,
             clock=clock,
+            rng=random.Random(),
+            workers=self._workers,
+            send=send,
             same_boot=same_boot,
             clean=clean,
         )
-        if not self.metadata.check_cluster(cluster.cluster):
-            self.metadata.found(cluster.cluster)
-        before = self.metadata.image.brokers.get(broker)
-        if before is not None and before.incarnation >= incarnation:
-            raise InvalidConfig(
-                f"{self._data_dir}/incarnation was lost: this start would be number {incarnation}, the "
-                f"metadata knows {before.incarnation}; write a number of at least that into it"
-            )
-        record = BrokerRecord(broker, incarnation, boot_id, endpoint)
-        self.metadata.commit_now(lambda image: controller.register_broker(image, record))
+        self.metadata.check_cluster()
         identity = Identity(cluster.cluster, broker, incarnation, endpoint, cluster.brokers)
         self.context = Context(
             identity=identity,
@@ -93,25 +105,43 @@ class Broker:
             new_topic_id=lambda: os.urandom(16),
         )
         table.bind(self.context)
-        self._workers = ThreadWorkers()
         budget = cluster.settings.ring_budget_bytes
         if budget < 0:
             budget = default_budget(len(cluster.brokers))
         rings = Rings(registry.MemoryList(directory.memory_list_file(path, broker)), budget)
+        liveness = Liveness(OsKernel(path), self._wire.watch, self._wire.unwatch)
         self._catalog = Catalog(
             self.context,
             storage,
             self._workers,
             rings,
             str(self._data_dir),
+            send,
+            lambda other, number: not liveness.is_dead(other, number),
             same_boot=same_boot,
             clean=clean,
         )
-        self._catalog.open_all()
-        _keep_reserve(storage, reserve)
-        uptime.write(self._data_dir, self._uptime)
-        self._wire = ZmqWire(endpoint, self._workers.fileno(), process.raise_descriptor_limit())
-        self._loop = Loop(self.context, self._catalog, self._wire, self._workers, clock)
+        registration = peers.RegisterBroker(
+            id=broker,
+            incarnation=incarnation,
+            boot_id=boot_id,
+            pid=os.getpid(),
+            endpoints={"client": endpoint, "peer": peer_endpoint},
+        )
+        standing = Standing(self.context, self._catalog, registration, self._publish)
+        handler = PeerHandler(self.metadata, self._catalog.replication, clock)
+        self._loop = Loop(
+            self.context,
+            self._catalog,
+            standing,
+            handler,
+            liveness,
+            self._wire,
+            self._workers,
+            clock,
+        )
+        self.metadata.publish = self._loop.published
+        self._storage, self._reserve = storage, reserve
         self._registration = registry.Registration(directory.registry_file(path, broker))
         self._entry = directory.BrokerEntry(
             cluster=cluster.cluster,
@@ -119,7 +149,7 @@ class Broker:
             incarnation=incarnation,
             pid=os.getpid(),
             boot_id=boot_id,
-            endpoints={"client": endpoint},
+            endpoints=registration.endpoints,
             started=clock.wall_ns(),
         )
         self._clean_before = clean
@@ -132,6 +162,13 @@ class Broker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
+        self._loop.run()
+        self._stop()
+
+    def _publish(self) -> None:
+        """This incarnation is registered, its logs are recovered."""
+        _keep_reserve(self._storage, self._reserve)
+        uptime.write(self._data_dir, self._uptime)
         self._registration.publish(self._entry)
         journal.event(
             "ready",
@@ -140,8 +177,6 @@ class Broker:
             metadata_offset=self.metadata.image.offset,
             clean_before=self._clean_before,
         )
-        self._loop.run()
-        self._stop()
 
     def _on_signal(self, *_: object) -> None:
         self._loop.stop()

@@ -1,7 +1,12 @@
-"""Which partitions this broker hosts: follows the image, opens and closes logs, makes and removes rings.
+"""Which partitions this broker hosts, and in which role: follows the image.
 
-Opening a log, making a ring and removing files take long, so workers do them; until a partition is open,
-requests for it are answered 5, and until its ring is there its batches go straight to the file.
+    image says        leader is this broker, epoch new     store what is there, then report the epoch's start
+                      ... and started                      lead
+                      another one                          follow it
+                      gone                                 close, move the files away
+
+Opening a log, making a ring, cutting a log and removing files take long, so workers do them; until a partition is
+open, requests for it are answered 5, and until its ring is there its batches go straight to the file.
 
 Rings come out of a budget of bytes per broker. Where the budget or /dev/shm has no room, a partition gets a
 *heap ring*: private memory behind the same interface, so that the broker serves fresh data without reading
@@ -11,27 +16,38 @@ files; readers then fetch by socket. That is said once.
 from __future__ import annotations
 
 import errno
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
+
+import msgspec
 
 from node import journal
 from node.core.cluster.image import Image, PartitionRecord, Topic
-from node.handlers.exchange import COMMITTED, METADATA, READY, STORED, Context
-from node.io.workers import Lane, Workers
+from node.core.replica.follower import Truncation
+from node.core.replica.isr import BrokerFact
+from node.core.replica.leader import Leader, Proposal
+from node.handlers.exchange import COMMITTED, METADATA, STORED, Context
+from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
+from node.replication import Replication
 from node.rings import Rings
-from node.upkeep import Upkeep, is_no_space
+from node.upkeep import Upkeep
+from shmlog.clock import NS_PER_MS, NS_PER_S
+from shmlog.errors import Code, ShmlogError
 from shmlog.ids import TopicPartition
 from shmlog.log import paths
 from shmlog.log.jobs import Job
 from shmlog.log.log import Log, move_to_deleted
 from shmlog.log.storage import Storage
+from shmlog.protocol import peers
 from shmlog.ring.layout import RingIdentity
 from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
 from shmlog.ring.writer import RingWriter
 
-OPEN_THREADS = 8
+
+CHANGE_NS = 2 * NS_PER_S
+FATE_UNKNOWN = (Code.BROKER_NOT_AVAILABLE, Code.REQUEST_TIMED_OUT)
 
 
 class Catalog:
@@ -47,6 +63,8 @@ class Catalog:
         workers: Workers,
         rings: Rings,
         data_dir: str,
+        send: Callable[..., None],
+        is_alive: Callable[[int, int], bool],
         *,
         same_boot: bool,
         clean: bool,
@@ -56,35 +74,39 @@ class Catalog:
         self._workers = workers
         self._rings = rings
         self._data_dir = data_dir
+        self._is_alive = is_alive
         self._same_boot = same_boot
         self._clean = clean
-        self.upkeep = Upkeep(context.clock, workers, self.settled)
+        self._lag_time_ns = context.settings.replica_lag_time_max * NS_PER_MS
+        self.replication = Replication(
+            context.clock, send, self.find, self._settled_by_report, self._grown, self._cut
+        )
+        self.upkeep = Upkeep(context.clock, workers, self._synced)
         self._opening: set[tuple[bytes, int]] = set()
         self._unopened: set[bytes] = set()  # topics with partitions that found no space
+        self._cuts: dict[Partition, Truncation] = {}  # to begin once nothing else runs on the log
+        self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
+        self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
 
     # -- following the image --------------------------------------------------------------------------
 
-    def open_all(self) -> None:
-        """At the start: open every hosted partition in the calling thread; then set strays aside."""
+    @property
+    def is_open(self) -> bool:
+        """Are all hosted partitions of the image open?"""
+        return not self._opening
+
+    def begin(self) -> None:
+        """At the start, once the image is known: open what is hosted, set strays aside."""
         image = self._context.metadata.image
-        hosted = [
-            (topic, state)
-            for topic in image.topics.values()
-            for state in topic.partitions
-            if self._hosts(state)
-        ]
-        # Opening waits for syncs, and syncs of different files overlap.
-        with ThreadPoolExecutor(OPEN_THREADS) as pool:
-            logs = pool.map(lambda pair: self._open(*pair), hosted)
-            for (topic, state), log in zip(hosted, logs, strict=True):
-                self._opened(topic, state, log, None)
         self._set_strays_aside(image)
+        for topic in image.topics.values():
+            self._follow_topic(topic, lane=Lane.OPEN)
         # From here on every log that is opened is a new one.
         self._clean = self._same_boot = True
 
     def follow(self, old: Image, new: Image) -> None:
-        """The image has changed: open what is new, close what is gone, apply settings and log starts."""
+        """The image has changed: open what is new, close what is gone, take on roles, settings, log starts."""
         for name, topic in old.topics.items():
             now = new.topics.get(name)
             if now is None or now.topic_id != topic.topic_id:
@@ -92,29 +114,38 @@ class Catalog:
         for name, topic in new.topics.items():
             if old.topics.get(name) is not topic:
                 self._follow_topic(topic)
+        if old.fenced != new.fenced or old.brokers != new.brokers:
+            self.members_changed()
         for waiter in self._context.purgatory.advance(("image", METADATA), new.offset):
             waiter.resume()
+
+    def find(self, topic_id: bytes, index: int) -> Partition | None:
+        """The open partition of a topic id."""
+        name = self._context.metadata.image.names.get(topic_id)
+        partition = self._context.partitions.get((name, index)) if name is not None else None
+        return partition if partition is not None and partition.topic_id == topic_id else None
 
     def _hosts(self, state: PartitionRecord) -> bool:
         return self._context.identity.broker in state.replicas
 
-    def _follow_topic(self, topic: Topic) -> None:
+    def _follow_topic(self, topic: Topic, lane: Lane = Lane.FILES) -> None:
         for state in topic.partitions:
             if not self._hosts(state):
                 continue
             partition = self._context.partitions.get((topic.name, state.partition))
             key = (topic.topic_id, state.partition)
-            if partition is not None:
+            if partition is not None and partition.topic_id == topic.topic_id:
                 self._apply(partition, topic, state)
             elif key not in self._opening:
                 self._opening.add(key)
-                self._workers.submit(
-                    Lane.FILES,
-                    partial(self._open, topic, state),
-                    partial(self._opened, topic, state),
+                opening = partial(
+                    self._open, topic, state, same_boot=self._same_boot, clean=self._clean
                 )
+                self._workers.submit(lane, opening, partial(self._opened, topic, state))
 
-    def _open(self, topic: Topic, state: PartitionRecord) -> Log:
+    def _open(
+        self, topic: Topic, state: PartitionRecord, *, same_boot: bool, clean: bool
+    ) -> Log:
         return Log.open(
             self._storage,
             f"{self._data_dir}/{paths.partition_dir(topic.name, state.partition)}",
@@ -122,8 +153,9 @@ class Catalog:
             partition=state.partition,
             config=topic.config,
             now_ns=self._context.clock.monotonic_ns(),
-            same_boot=self._same_boot,
-            clean=self._clean,
+            same_boot=same_boot,
+            clean=clean,
+            replicated=len(state.replicas) > 1,
         )
 
     def _opened(
@@ -140,8 +172,9 @@ class Catalog:
         name = TopicPartition(topic.name, state.partition)
         if log.recovery.cut_bytes:
             journal.warning("torn tail cut", partition=str(name), cut_bytes=log.recovery.cut_bytes)
+        broker = self._context.identity.broker
         partition = Partition(
-            name, topic.topic_id, log, topic.config, state.leader_epoch, self._context.clock
+            name, topic.topic_id, log, topic.config, state, broker, self._context.clock
         )
         self._context.partitions[name] = partition
         current = self._context.metadata.image.by_id(topic.topic_id)
@@ -149,28 +182,210 @@ class Catalog:
             self._close(partition, delete=True)
             return
         self._apply(partition, current, current.partitions[state.partition])
-        ready = sum(
-            (topic.name, p.partition) in self._context.partitions for p in current.partitions
-        )
-        for waiter in self._context.purgatory.advance((topic.topic_id, READY), ready):
+        for waiter in self._context.purgatory.drop_key(("image", METADATA)):
             waiter.resume()
 
+    # -- roles ----------------------------------------------------------------------------------------
+
     def _apply(self, partition: Partition, topic: Topic, state: PartitionRecord) -> None:
-        partition.leader_epoch = state.leader_epoch
         if partition.config.ring_bytes != topic.config.ring_bytes:
             # Another size: the next append has a new ring made. Readers see this one sealed.
             self._release_ring(partition)
-            if partition.ring_state != "asked":  # else _ring_made sees the other size
-                partition.ring_state = "none"
+            if partition.window.state != "asked":  # else _ring_made sees the other size
+                partition.window.state = "none"
         if partition.config is not topic.config:
-            if partition.configure(topic.config):
-                self.settled(partition)
+            partition.configure(topic.config)
             if partition.log.synced_end_offset < partition.log.log_end_offset:
                 self.upkeep.written(partition)
-        # A log start beyond this log's end would mean that committed records are missing.
+        before, partition.state = partition.state, state
+        if state.leader == self._context.identity.broker:
+            self._apply_leader(partition)
+        elif before is not state or partition.follower is None:
+            self._resign(partition)
+            partition.follow()
+            self.replication.follow(partition)
         start = min(state.log_start, partition.log.log_end_offset)
-        if start > partition.log_start:
+        if start > partition.log_start and not partition.cutting:
             self._trim(partition, start)
+
+    def _apply_leader(self, partition: Partition) -> None:
+        state = partition.state
+        if partition.elected_epoch != state.leader_epoch:
+            self._elected(partition)
+        elif state.started and partition.leader is None and not partition.cutting:
+            now_ns = self._context.clock.monotonic_ns()
+            partition.lead(self.members(), self._lag_time_ns, now_ns)
+            self.settled(partition)
+        elif partition.leader is not None and partition.confirmed():
+            self.settled(partition)
+
+    def _elected(self, partition: Partition) -> None:
+        """E8: what is here becomes stored; then the epoch's start is reported, and served once committed.
+
+        The start itself needs no sync of its own: it stands in the metadata log before anybody relies on it.
+        """
+        self._resign(partition)
+        self.replication.forget(partition)
+        if partition.cutting:
+            return  # the cut ends first, and then this is looked at again
+        partition.stop_following()
+        epoch = partition.elected_epoch = partition.state.leader_epoch
+        partition.log.begin_epoch(epoch)
+        job = partition.log.sync_job() if partition.config.durability == "disk" else None
+        if job is None:
+            self._begun[partition] = epoch
+            return
+
+        def stored(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+            partition.log.finish_sync(job)
+            if partition.elected_epoch == epoch == partition.state.leader_epoch:
+                self._begun[partition] = epoch
+
+        self._workers.submit(Lane.SYNC, job.run, stored)
+
+    def report_epochs(self, now_ns: int) -> bool:
+        """Have the epochs that were begun since the last turn committed; False if there are none."""
+        begun, self._begun = self._begun, {}
+        starts = tuple(
+            peers.EpochStart(p.topic_id, p.name.partition, epoch, p.log.log_end_offset)
+            for p, epoch in begun.items()
+            if p.state.leader_epoch == epoch and self._context.partitions.get(p.name) is p
+        )
+        if not starts:
+            return False
+        identity = self._context.identity
+        change = peers.StartEpochs(
+            leader=identity.broker, incarnation=identity.incarnation, starts=starts
+        )
+
+        def done(_: int, error: ShmlogError | None) -> None:
+            if error is not None:  # said again while the image does not have it
+                for partition, epoch in begun.items():
+                    if partition.elected_epoch == epoch and partition.leader is None:
+                        self._begun[partition] = epoch
+
+        self._context.metadata.submit(change, done, now_ns + CHANGE_NS)
+        return True
+
+    def _resign(self, partition: Partition) -> None:
+        """If this broker led the partition, tell all who wait: their answer is 6."""
+        if partition.leader is None:
+            return
+        partition.resign()
+        self._release_ring(partition)
+        partition.window.state = "none"
+        self._wake_all(partition)
+
+    def _wake_all(self, partition: Partition) -> None:
+        for channel in (STORED, COMMITTED):
+            for waiter in self._context.purgatory.drop_key((partition, channel)):
+                waiter.resume()
+
+    def _cut(self, partition: Partition, truncation: Truncation) -> None:
+        """Cut a followed log, in the file worker's queue: T2."""
+        end = partition.log.log_end_offset
+        if truncation.end_offset == end and not truncation.anew:
+            partition.was_cut()
+            return
+        journal.event(
+            "truncation",
+            partition=str(partition.name),
+            leader_epoch=partition.leader_epoch,
+            from_offset=end,
+            to_offset=truncation.end_offset,
+            anew=truncation.anew,
+        )
+        self.upkeep.pause(partition)
+        partition.cutting = True
+        self._cuts[partition] = truncation
+
+    def begin_cuts(self) -> None:
+        """Begin the cuts whose logs no worker has anything to do with any more."""
+        for partition in [p for p in self._cuts if not self.upkeep.is_busy(p)]:
+            self._begin_cut(partition, self._cuts.pop(partition))
+
+    def _begin_cut(self, partition: Partition, truncation: Truncation) -> None:
+        act = partition.log.start_anew if truncation.anew else partition.log.truncate_to
+
+        def done(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+            if self._context.partitions.get(partition.name) is not partition:
+                self._delete(partition)  # its topic was deleted meanwhile
+                return
+            partition.was_cut()
+            self.replication.follow(partition)
+            self.upkeep.trimmed(partition)
+            topic = self._context.metadata.image.topics[partition.name.topic]
+            self._apply(partition, topic, topic.partitions[partition.name.partition])
+
+        self._workers.submit(Lane.FILES, partial(act, truncation.end_offset), done)
+
+    # -- members --------------------------------------------------------------------------------------
+
+    def members(self) -> dict[int, BrokerFact]:
+        """Every registered broker: its incarnation, and does it live and may it lead."""
+        image, me = self._context.metadata.image, self._context.identity.broker
+        return {
+            broker: BrokerFact(
+                record.incarnation,
+                broker not in image.fenced
+                and (broker == me or self._is_alive(broker, record.incarnation)),
+            )
+            for broker, record in image.brokers.items()
+        }
+
+    def members_changed(self) -> None:
+        """A broker died, was fenced or came back: who waits for too few replicas is told."""
+        members, now_ns = self.members(), self._context.clock.monotonic_ns()
+        for partition in self._context.partitions.values():
+            if partition.leader is not None:
+                had = partition.leader.has_minimum
+                partition.leader.see_brokers(members, now_ns)
+                if had and not partition.leader.has_minimum:
+                    self._wake_all(partition)
+
+    def propose_isr(self, now_ns: int, *, all_of_them: bool) -> None:
+        """Whom a partition led here wants in, or out of, its in-sync replicas: each second all are asked."""
+        reported, self._reported = self._reported, {}
+        for partition in self._context.partitions.values() if all_of_them else reported:
+            leader = partition.leader
+            if leader is None or not (leader.wants_plan or all_of_them):
+                continue
+            proposal = leader.plan_isr(now_ns)
+            if proposal is not None:
+                self._propose(partition, leader, proposal, now_ns)
+
+    def _settled_by_report(self, partition: Partition, moved: bool) -> None:
+        self._reported[partition] = None
+        if moved:
+            self.settled(partition)
+
+    def _propose(
+        self, partition: Partition, leader: Leader, proposal: Proposal, now_ns: int
+    ) -> None:
+        change = peers.ProposeIsr(
+            topic_id=partition.topic_id,
+            partition=partition.name.partition,
+            leader=self._context.identity.broker,
+            leader_epoch=partition.leader_epoch,
+            partition_epoch=proposal.partition_epoch,
+            isr=proposal.isr,
+        )
+
+        def done(_: int, error: ShmlogError | None) -> None:
+            if error is None or partition.leader is not leader:
+                return  # the image has told the ledger
+            if error.code in FATE_UNKNOWN:
+                leader.proposal_unknown(proposal)
+            elif leader.proposal_refused(proposal, error.code):
+                self.settled(partition)
+
+        self._context.metadata.submit(change, done, now_ns + CHANGE_NS)
+
+    # -- closing --------------------------------------------------------------------------------------
 
     def _trim(self, partition: Partition, log_start: int) -> None:
         jobs = partition.trim(log_start)
@@ -185,31 +400,30 @@ class Catalog:
             if topic is not None:
                 self._follow_topic(topic)
 
-    # -- closing --------------------------------------------------------------------------------------
-
     def _close_topic(self, topic: Topic) -> None:
         for state in topic.partitions:
             partition = self._context.partitions.get((topic.name, state.partition))
-            if partition is not None:
+            if partition is not None and partition.topic_id == topic.topic_id:
                 self._close(partition, delete=True)
-        for waiter in self._context.purgatory.drop_key((topic.topic_id, READY)):
-            waiter.resume()
 
     def _close(self, partition: Partition, *, delete: bool) -> None:
         del self._context.partitions[partition.name]
         self._context.dirty.pop(partition, None)
+        self._begun.pop(partition, None)
         self.upkeep.forget(partition)
+        self.replication.forget(partition)
         self._release_ring(partition)
-        for channel in (STORED, COMMITTED):
-            for waiter in self._context.purgatory.drop_key((partition, channel)):
-                waiter.resume()
-        if delete:
-            # In the file worker's queue, behind whatever is still to be done to these files.
-            self._workers.submit(
-                Lane.FILES,
-                partial(move_to_deleted, self._storage, self._data_dir, partition.log),
-                _raise_error,
-            )
+        self._wake_all(partition)
+        if delete and not partition.cutting:  # else when the cut has ended
+            self._delete(partition)
+
+    def _delete(self, partition: Partition) -> None:
+        # In the file worker's queue, behind whatever is still to be done to these files.
+        self._workers.submit(
+            Lane.FILES,
+            partial(move_to_deleted, self._storage, self._data_dir, partition.log),
+            _raise_error,
+        )
 
     def close_all(self) -> None:
         """A clean stop, in the calling thread: sync, checkpoint and close every log; remove the rings."""
@@ -233,15 +447,29 @@ class Catalog:
             self._storage.rename(f"{self._data_dir}/{name}", f"{self._data_dir}/{stray}")
             journal.warning("unknown directory set aside", directory=name, renamed=stray)
 
+    def registration(self, registration: peers.RegisterBroker) -> peers.RegisterBroker:
+        """With what is found in the logs (E2): for a recovery election the ends of all replicas count."""
+        reports = tuple(
+            peers.ReplicaReport(
+                p.topic_id,
+                p.name.partition,
+                p.log.last_epoch_before(p.log.log_end_offset),
+                p.log.log_end_offset,
+                p.log.recovery.lossy,
+            )
+            for p in self._context.partitions.values()
+        )
+        return msgspec.structs.replace(registration, replicas=reports)
+
     # -- rings ----------------------------------------------------------------------------------------
 
     def maybe_make_ring(self, partition: Partition) -> None:
         """At a partition's first append: have its ring made, unless it has one or wants none."""
-        if partition.ring_state != "none":
+        if partition.window.state != "none":
             return
         capacity = partition.config.ring_bytes
         if capacity == 0:
-            partition.ring_state = "off"
+            partition.window.state = "off"
             return
         identity = RingIdentity(
             cluster=self._context.identity.cluster,
@@ -250,7 +478,7 @@ class Catalog:
             topic_id=partition.topic_id,
             partition=partition.name.partition,
         )
-        partition.ring_state = "asked"
+        partition.window.state = "asked"
         if not self._rings.reserve(capacity):
             self._ring_made(partition, identity, capacity, self._rings.heap(capacity), None)
             return
@@ -275,19 +503,20 @@ class Catalog:
         elif error is not None:
             raise error
         shared: SharedMemory = memory  # type: ignore[assignment]
-        wanted = self._context.partitions.get(partition.name) is partition
+        led = partition.leader is not None and partition.window.state == "asked"
+        wanted = led and self._context.partitions.get(partition.name) is partition
         if not wanted or capacity != partition.config.ring_bytes:
             self._rings.remove(shared)
-            partition.ring_state = "none"
+            if partition.window.state == "asked":
+                partition.window.state = "none"
             return
         writer = RingWriter.create(shared, identity, capacity, leader_epoch=partition.leader_epoch)
         writer.beat(self._context.clock.monotonic_ns())
-        partition.attach_ring(writer, RingReader(shared, identity), shared)
+        partition.window.attach(writer, RingReader(shared, identity), shared)
         self._ring_count += 1
 
     def _release_ring(self, partition: Partition) -> None:
-        memory = partition.memory
-        partition.detach_ring()
+        memory = partition.window.detach()
         if memory is not None:
             self._ring_count -= 1
             self._rings.remove(memory)
@@ -296,8 +525,7 @@ class Catalog:
         """Stamp the rings: their writer's loop is alive."""
         now_ns = self._context.clock.monotonic_ns()
         for partition in self._context.partitions.values():
-            if partition.ring is not None:
-                partition.ring.beat(now_ns)
+            partition.window.beat(now_ns)
 
     def has_rings(self) -> bool:
         """Is there any ring to stamp?"""
@@ -306,14 +534,28 @@ class Catalog:
     # -- ends -----------------------------------------------------------------------------------------
 
     def settled(self, partition: Partition) -> None:
-        """The partition's ends have moved: whoever waits for them looks again."""
+        """The ends of a partition led here have moved: whoever waits for them looks again."""
+        if partition.leader is None:
+            return
         purgatory = self._context.purgatory
         for channel, end in (
-            (STORED, partition.ledger.stored_end),
+            (STORED, partition.leader.stored_end),
             (COMMITTED, partition.high_watermark),
         ):
             for waiter in purgatory.advance((partition, channel), end):
                 waiter.resume()
+
+    def _synced(self, partition: Partition) -> None:
+        """A sync has ended."""
+        if partition.leader is not None:
+            if partition.synced(partition.log.synced_end_offset):
+                self.settled(partition)
+        else:
+            self.replication.synced(partition)
+
+    def _grown(self, partition: Partition) -> None:
+        """A followed log has grown."""
+        self.upkeep.written(partition)
 
 
 def _raise_error(_: object, error: BaseException | None) -> None:

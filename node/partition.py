@@ -1,29 +1,37 @@
-"""One partition on its leader: ring and log and ledger behind append, flush and read.
+"""One replica of a partition: its log and its role behind append, flush and read.
 
-A turn of the loop appends any number of batches and then flushes once:
+    elected --(its epoch's start is committed)--> leading --+
+       ^                                                    |
+       +-------------------- following <--------------------+
+
+A turn of the loop appends any number of batches to a partition led here and then flushes once:
 
     append   check the batch, give it offsets, copy it into the ring's unpublished part, stamp it there
     flush    one write of all of it to the segment, then publish it in the ring, then move the ends
 
 A turn that appends more than the ring holds is flushed in between.
 
-So a batch is in the file before anybody can see it, and the ring is a window on the file. Where there is no ring
-(not made yet, or switched off) the stamped copy waits in private memory; nothing else changes.
+So a batch is in the file before anybody can see it, and the ring is a window on the file. Only a leader has a ring:
+a follower's would be read by nobody. A follower appends what its leader gives it, byte for byte.
 
 A write that fails for lack of space is cut off again, and with it everything that this turn had appended: offsets,
 producer states and the ring's unpublished part go back; nobody has seen any of it.
 
-Invariants: log_end_offset of the log <= next_offset, equal between turns; the ring's tail is the position behind
-the batch that ends at log_end_offset.
+Invariants: log_end_offset of the log <= next_offset, equal between turns; there is a `leader` (the ledger) exactly
+while this broker serves the partition, and never a `follower` beside it.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from node import journal
+from node.core.cluster.image import PartitionRecord
+from node.core.replica.follower import Follower, Truncation
+from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader
+from node.window import Window
 from shmlog.clock import NS_PER_MS, Clock
 from shmlog.errors import (
     Code,
@@ -31,6 +39,7 @@ from shmlog.errors import (
     CorruptMessage,
     DiskFull,
     InvalidRequest,
+    NotEnoughReplicas,
     OffsetOutOfRange,
     RecordTooLarge,
     ShmlogError,
@@ -40,22 +49,23 @@ from shmlog.ids import TopicPartition
 from shmlog.log.jobs import Job
 from shmlog.log.log import Log
 from shmlog.log.producers import Undo
+from shmlog.log.replica import check_replica_batches
+from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
 from shmlog.records.compression import available
 from shmlog.records.layout import HEADER_SIZE, Codec
-from shmlog.ring.memory import SharedMemory
-from shmlog.ring.reader import RingReader
-from shmlog.ring.writer import RingFull, RingWriter
+from shmlog.ring.writer import RingFull
 from shmlog.settings import TopicConfig
 
 
 class Appended(NamedTuple):
-    """Where a batch is. It is stored once the ledger's end has passed `end_offset`."""
+    """Where a batch is. It is stored once the ledger's end has passed `end_offset`, in the same leader epoch."""
 
     base_offset: int
     end_offset: int
     append_time_ns: int
+    leader_epoch: int
 
 
 class Fetched(NamedTuple):
@@ -67,7 +77,7 @@ class Fetched(NamedTuple):
 
 
 class Partition:
-    """A partition that this broker leads. One owner: the loop."""
+    """A replica of a partition. One owner: the loop."""
 
     def __init__(
         self,
@@ -75,36 +85,104 @@ class Partition:
         topic_id: bytes,
         log: Log,
         config: TopicConfig,
-        leader_epoch: int,
+        state: PartitionRecord,
+        broker: int,
         clock: Clock,
     ) -> None:
         self.name = name
         self.topic_id = topic_id
         self.log = log
         self.config = config
-        self.leader_epoch = leader_epoch
-        self.ledger = Leader(
-            written_end=log.log_end_offset,
-            synced_end=log.synced_end_offset,
-            high_watermark=log.synced_end_offset,
-            durability=config.durability,
-        )
-        self.ring: RingWriter | None = None
-        self.memory: SharedMemory | None = None
-        self.ring_state = "none"  # none, asked, ring, off
+        self.state = state
+        self.window = Window()
+        self.leader: Leader | None = None
+        self.follower: Follower | None = None
+        self.elected_epoch = -1  # the epoch that this broker was elected for and has prepared
+        self.moving_to: int | None = None  # whom the partition is being handed to
+        self.cutting = False  # a worker cuts the log: nobody else touches it
         self.next_offset = log.log_end_offset
-        self._reader: RingReader | None = None
+        self._broker = broker
+        # What is known to be committed while this broker does not lead: as it was written down last.
+        self._high_watermark = min(log.recovered_high_watermark, log.log_end_offset)
         self._clock = clock
         self._last_append_time_ns = log.last_append_time_ns
         self._pending: list[tuple[batches.BatchHeader, memoryview]] = []
         self._undo: list[Undo | None] = []
         self._flush_error: DiskFull | None = None  # of a flush in between, for the turn's own flush
-        # (end offset, ring position) of what is published in the ring above the high watermark.
-        self._unsettled: deque[tuple[int, int]] = deque()
+
+    # -- role -----------------------------------------------------------------------------------------
+
+    @property
+    def leader_epoch(self) -> int:
+        """The newest leader epoch that is known here."""
+        return self.state.leader_epoch
+
+    @property
+    def stored_end(self) -> int:
+        """The end that counts at this topic's durability."""
+        log = self.log
+        return log.log_end_offset if self.config.durability == "os" else log.synced_end_offset
+
+    def lead(self, facts: Mapping[int, BrokerFact], lag_time_ns: int, now_ns: int) -> None:
+        """Serve: the start of the epoch for which this broker was elected is committed."""
+        state, log = self.state, self.log
+        self.follower = None
+        self.next_offset = log.log_end_offset
+        self._last_append_time_ns = log.last_append_time_ns
+        self.leader = Leader(
+            broker=self._broker,
+            leader_epoch=state.leader_epoch,
+            epoch_start=state.epoch_start,
+            replicas=state.replicas,
+            isr=state.isr,
+            partition_epoch=state.partition_epoch,
+            minimum_isr=self.config.minimum_isr(len(state.replicas)),
+            durability=self.config.durability,
+            written_end=log.log_end_offset,
+            synced_end=log.synced_end_offset,
+            high_watermark=self._high_watermark,
+            log_start=log.log_start_offset,
+            lag_time_ns=lag_time_ns,
+            now_ns=now_ns,
+        )
+        self.leader.see_brokers(facts, now_ns)
+
+    def resign(self) -> None:
+        """Neither lead nor follow; between turns only. Whoever waits for this partition has to be told."""
+        assert not self._pending
+        self._high_watermark = self.high_watermark
+        self.leader = None
+        self.moving_to = None
+
+    def follow(self) -> None:
+        """Follow whoever leads by the newest state, once its epoch's start is committed."""
+        state = self.state
+        if self.follower is None:
+            self.resign()
+            self.follower = Follower(high_watermark=self._high_watermark)
+        self.follower.follow(
+            state.leader, state.leader_epoch, state.started, state.recovery_epoch
+        )
+
+    def stop_following(self) -> None:
+        """This broker was elected."""
+        self._high_watermark = self.high_watermark
+        self.follower = None
+
+    def confirmed(self) -> bool:
+        """The image has news of the partition led here; True if the high watermark moved."""
+        assert self.leader is not None
+        moved = self.leader.confirm(
+            self.state.isr,
+            self.state.partition_epoch,
+            self.config.minimum_isr(len(self.state.replicas)),
+            self.config.durability,
+        )
+        return self._moved(moved)
 
     # -- append ---------------------------------------------------------------------------------------
 
-    def append(self, frame: bytes) -> Appended:
+    def append(self, frame: bytes, acks: str) -> Appended:
         """Admit one batch, exactly `frame`. Raises a typed error, and then nothing has changed.
 
         The order of checks is part of the protocol: a duplicate leaves before any check that could deny a
@@ -124,12 +202,26 @@ class Partition:
             sequence_error, known = error, None
         if known is not None:
             end = known.base_offset + header.record_count
-            return Appended(known.base_offset, end, known.append_time_ns)
+            return Appended(known.base_offset, end, known.append_time_ns, self.leader_epoch)
+        assert self.leader is not None
+        if acks == "all" and not self.leader.has_minimum:
+            raise self.too_few("nothing was written", Code.NOT_ENOUGH_REPLICAS)
         now_ns = self._clock.wall_ns()
         self._check_content(frame, header, now_ns)
         if sequence_error is not None:
             raise sequence_error
         return self._admit(frame, header, now_ns)
+
+    def too_few(self, fate: str, code: Code) -> NotEnoughReplicas:
+        """The error for fewer in-sync replicas than the minimum."""
+        assert self.leader is not None
+        return NotEnoughReplicas(
+            f"{self.name}: in-sync replicas that live: {list(self.leader.present)}, "
+            f"min_insync_replicas is {self.leader.minimum}: {fate}",
+            code=code,
+            topic=self.name.topic,
+            partition=self.name.partition,
+        )
 
     def _check_content(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> None:
         if header.codec != Codec.NONE and Codec(header.codec).name.lower() not in available():
@@ -182,20 +274,18 @@ class Partition:
         self._pending.append((batches.decode_header(target), target))
         self._last_append_time_ns = append_time_ns
         self.next_offset = base_offset + header.record_count
-        return Appended(base_offset, self.next_offset, append_time_ns)
+        return Appended(base_offset, self.next_offset, append_time_ns, self.leader_epoch)
 
     def _reserve(self, size: int) -> memoryview:
-        if self.ring is None:
-            return memoryview(bytearray(size))
         try:
-            return self.ring.reserve(size, self.next_offset)
+            return self.window.reserve(size, self.next_offset)
         except RingFull:
             # More than a ring in one turn. If this write fails, what it took back must be answered
             # before new batches take the same offsets: until the turn's flush nothing is admitted.
             self._flush_error = self._flush()
             if self._flush_error is not None:
                 raise self._flush_error from None
-            return self.ring.reserve(size, self.next_offset)
+            return self.window.reserve(size, self.next_offset)
 
     def flush(self) -> DiskFull | None:
         """Write and publish what this turn appended. DiskFull is returned: what is above the log's
@@ -214,11 +304,9 @@ class Partition:
             return error
         self._pending.clear()
         self._undo.clear()
-        moved = self.ledger.written(self.next_offset)
-        if self.ring is not None:
-            self._unsettled.append((self.next_offset, self.ring.publish()))
-            if moved:
-                self._publish_high_watermark()
+        self.window.publish(self.next_offset)
+        assert self.leader is not None
+        self._moved(self.leader.written(self.next_offset))
         return None
 
     def _take_back(self) -> None:
@@ -226,45 +314,94 @@ class Partition:
             self.log.producers.undo(undo)
         self._undo.clear()
         self._pending.clear()
-        if self.ring is not None:
-            self.ring.abort()
+        self.window.abort()
         self.next_offset = self.log.log_end_offset
         self._last_append_time_ns = self.log.last_append_time_ns
 
+    # -- ends -----------------------------------------------------------------------------------------
+
     def synced(self, end_offset: int) -> bool:
         """A sync covers all below `end_offset`; True if the high watermark moved."""
-        moved = self.ledger.synced(end_offset)
-        if moved:
-            self._publish_high_watermark()
-        return moved
+        return self.leader is not None and self._moved(self.leader.synced(end_offset))
 
-    def configure(self, config: TopicConfig) -> bool:
-        """New settings; True if the high watermark moved."""
+    def report(
+        self,
+        message: peers.PeerMessage,
+        leader_epoch: int,
+        stored_end: int,
+        durability: str,
+        now_ns: int,
+    ) -> bool:
+        """A follower's stored end; True if the high watermark moved."""
+        assert self.leader is not None
+        moved = self.leader.report(
+            message.broker, message.incarnation, leader_epoch, stored_end, durability, now_ns
+        )
+        return self._moved(moved)
+
+    def configure(self, config: TopicConfig) -> None:
+        """New settings. `confirmed` tells the ledger."""
         self.config = self.log.config = config
-        moved = self.ledger.set_durability(config.durability)
+
+    def _moved(self, moved: bool) -> bool:
         if moved:
-            self._publish_high_watermark()
+            assert self.leader is not None
+            self.window.settle(self.leader.high_watermark)
         return moved
-
-    def _publish_high_watermark(self) -> None:
-        # The ring knows positions only: the newest one whose batch ends at or below the high watermark.
-        position = -1
-        while self._unsettled and self._unsettled[0][0] <= self.ledger.high_watermark:
-            position = self._unsettled.popleft()[1]
-        if position >= 0 and self.ring is not None:
-            self.ring.set_high_watermark(position)
-
-    # -- read -----------------------------------------------------------------------------------------
 
     @property
     def high_watermark(self) -> int:
         """Records below it are committed and visible."""
-        return self.ledger.high_watermark
+        role = self.leader or self.follower
+        return self._high_watermark if role is None else role.high_watermark
 
     @property
     def log_start(self) -> int:
         """The first offset that can be read."""
         return self.log.log_start_offset
+
+    # -- following ------------------------------------------------------------------------------------
+
+    def reconcile(self, seq: int, answer: peers.PartitionEpochs) -> Truncation | None:
+        """Compare epoch histories (T1): where the log has to be cut before anything is fetched."""
+        assert self.follower is not None
+        return self.follower.handle_epochs(
+            seq,
+            answer.leader_epoch,
+            answer.entries,
+            answer.end_offset,
+            answer.log_start,
+            self.log.epochs.entries,
+            self.log.log_end_offset,
+        )
+
+    def was_cut(self) -> None:
+        """The cut that `reconcile` wanted is done: all that is remembered of the log's end is read again."""
+        self.cutting = False
+        self.next_offset = self.log.log_end_offset
+        if self.follower is not None:
+            self.follower.truncated()
+        self._high_watermark = min(self._high_watermark, self.log.log_end_offset)
+
+    def append_replica(self, frame: bytes) -> None:
+        """Append a leader's batches as they are.
+
+        Raises: CorruptMessage: nothing was appended. DiskFull: nothing either.
+        """
+        log, now_ns = self.log, self._clock.monotonic_ns()
+        found = check_replica_batches(
+            memoryview(frame),
+            expected_offset=log.log_end_offset,
+            topic_id=self.topic_id,
+            partition=self.name.partition,
+            last_epoch=log.epochs.last_epoch,
+        )
+        log.append(found, now_ns)
+        for header, _ in found:
+            log.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
+        self.next_offset = log.log_end_offset
+
+    # -- read -----------------------------------------------------------------------------------------
 
     def check_offset(self, offset: int) -> None:
         """Raises OffsetOutOfRange (1) below the log start or beyond the end."""
@@ -280,61 +417,29 @@ class Partition:
         """Whole committed batches from the one that holds `offset`: at least one if there is any."""
         self.check_offset(offset)
         end = self.high_watermark
-        data = b""
-        if offset < end:
-            data = self._read_ring(offset, max_bytes) or self._read_files(offset, max_bytes, end)
-        return Fetched(data, end, self.log.log_start_offset)
+        return Fetched(self._read(offset, max_bytes, end), end, self.log.log_start_offset)
 
-    def _read_files(self, offset: int, max_bytes: int, end: int) -> bytes:
+    def read_for_replica(self, offset: int, max_bytes: int) -> bytes:
+        """Whole batches up to the end, committed or not. Raises CorruptLog."""
+        return self._read(offset, max_bytes, self.log.log_end_offset)
+
+    def _read(self, offset: int, max_bytes: int, end: int) -> bytes:
+        if offset >= end:
+            return b""
+        found = self.window.read(offset, max_bytes, end, self.config.max_message_bytes)
+        if found:
+            return found
         try:
             return self.log.read(offset, max_bytes=max_bytes, end_offset=end)
         except CorruptLog as error:
             journal.warning("damage", partition=str(self.name), reason=str(error))
             raise
 
-    def _read_ring(self, offset: int, max_bytes: int) -> bytes:
-        """From the ring, if the offset is still there; else nothing."""
-        if self._reader is None or self._unsettled:
-            return b""
-        position = self._reader.seek(offset)
-        if position is None:
-            return b""
-        # The index leads to a batch a little before the wanted one; a second look gets what was cut.
-        chunk = self._reader.read(position, max_bytes + self.config.max_message_bytes)
-        if chunk is None:
-            return b""
-        view = memoryview(chunk.data)
-        start = end = -1
-        for at, header in batches.iterate(view):
-            if start < 0 and header.end_offset > offset:
-                start = at
-            if start >= 0:
-                if end > start and at + header.batch_size - start > max_bytes:
-                    break
-                end = at + header.batch_size
-        return bytes(view[start:end]) if end > start >= 0 else b""
-
-    # -- ring -----------------------------------------------------------------------------------------
-
-    def attach_ring(self, ring: RingWriter, reader: RingReader, memory: SharedMemory) -> None:
-        """Use a fresh ring from the next append on. Between turns only."""
-        assert not self._pending
-        self.ring, self._reader, self.memory = ring, reader, memory
-        self.ring_state = "ring"
-
-    def detach_ring(self) -> None:
-        """Stop using the ring: readers see it sealed and go to the socket."""
-        if self.ring is not None:
-            self.ring.seal()
-        if self._reader is not None:
-            self._reader.close()
-        self.ring = self._reader = self.memory = None
-        self._unsettled.clear()
-
     def trim(self, offset: int) -> list[Job]:
         """Raise the log start (delete-records). Returns the file jobs to run."""
         jobs = self.log.set_log_start(offset)
-        if self.ring is not None:
-            # All of it: what is left of the log is in the files, and readers come back by themselves.
-            self.ring.drop_below(self.ring.tail)
+        # All of the ring: what is left of the log is in the files, and readers come back by themselves.
+        self.window.drop()
+        if self.leader is not None:
+            self._moved(self.leader.trimmed(offset))
         return jobs

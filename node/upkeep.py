@@ -11,13 +11,12 @@ decides.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from node import journal
-from node.io.workers import Lane, Workers
+from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
@@ -25,20 +24,15 @@ CHECKPOINT_INTERVAL_NS = NS_PER_S
 NO_SPACE_PAUSE_NS = NS_PER_S
 
 
-def is_no_space(error: BaseException | None) -> bool:
-    """Is this the lack of space that a broker survives?"""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 class Upkeep:
-    """Chores of every hosted partition. `settled(partition)` is called when a sync moved the high watermark."""
+    """Chores of every hosted partition. `synced(partition)` is called when a sync has ended."""
 
     def __init__(
-        self, clock: Clock, workers: Workers, settled: Callable[[Partition], None]
+        self, clock: Clock, workers: Workers, synced: Callable[[Partition], None]
     ) -> None:
         self._clock = clock
         self._workers = workers
-        self._settled = settled
+        self._ended = synced
         self._sync_due: dict[Partition, int] = {}
         self._checkpoint_due: dict[Partition, int] = {}
         self._syncing: set[Partition] = set()
@@ -62,12 +56,21 @@ class Upkeep:
         """The partition's log start has moved: soon a checkpoint."""
         self._checkpoint_due.setdefault(partition, self._clock.monotonic_ns())
 
+    def pause(self, partition: Partition) -> None:
+        """Begin nothing more for the partition until it is written to or trimmed."""
+        self._sync_due.pop(partition, None)
+        self._checkpoint_due.pop(partition, None)
+
     def forget(self, partition: Partition) -> None:
         """The partition is closed."""
         self._sync_due.pop(partition, None)
         self._checkpoint_due.pop(partition, None)
         self._no_space.pop(partition, None)
         self._checkpointing.discard(partition)
+
+    def is_busy(self, partition: Partition) -> bool:
+        """Does a worker have something to do with the partition's log?"""
+        return any(partition in at_work for at_work in (self._syncing, self._allocating, self._checkpointing))
 
     def turn(self) -> None:
         """Begin what is due."""
@@ -100,8 +103,7 @@ class Upkeep:
         if error is not None:
             raise error
         partition.log.finish_sync(job)
-        if partition.synced(partition.log.synced_end_offset):
-            self._settled(partition)
+        self._ended(partition)
 
     def _allocate(self, partition: Partition) -> None:
         job = partition.log.allocation_job()

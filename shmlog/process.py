@@ -40,6 +40,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def waits_for_device(pid: int) -> bool:
+    """Is the process in uninterruptible sleep (kernel state D, proc(5))? It is slow, not hung."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_DISK_SLEEP)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def lock_exclusive(fd: int) -> bool:
     """Take the exclusive lock of an open file without waiting; False if another process holds it.
 

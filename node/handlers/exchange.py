@@ -118,6 +118,7 @@ class Context:
     metadata: Metadata
     partitions: dict[tuple[str, int], Partition]
     new_topic_id: Callable[[], bytes]
+    has_lease: bool = True  # may this broker ack (E7)? Looked at once a turn
     purgatory: Purgatory[tuple[object, str], Waiter] = field(default_factory=Purgatory)
     outbox: list[Outgoing] = field(default_factory=list)
     dirty: dict[Partition, None] = field(default_factory=dict)  # appended to in this turn
@@ -133,4 +134,4 @@ class Context:
     )
 
 
-STORED, COMMITTED, READY, METADATA = "stored", "committed", "ready", "metadata"
+STORED, COMMITTED, METADATA = "stored", "committed", "metadata"

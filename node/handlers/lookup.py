@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from node.core.cluster.controller import check_topic_name, topic_of
-from node.core.cluster.image import Topic
+from node.core.cluster.image import PartitionRecord, Topic
 from node.handlers.exchange import Context
 from node.partition import Partition
-from shmlog.errors import Code, LeaderUnavailable, NotLeader, UnknownTopic
+from shmlog.errors import Code, LeaderUnavailable, NotLeader, ShmlogError, UnknownTopic
 
 
 def find_topic(context: Context, name: str, topic_id: str = "") -> Topic:
@@ -44,17 +44,15 @@ def find_partition(
         )
     state = topic.partitions[index]
     if state.leader != context.identity.broker:
-        raise NotLeader(
-            f"{name}-{index} is led by broker {state.leader}",
+        raise not_leader(context, name, state)
+    partition = context.partitions.get((name, index))
+    if partition is None or partition.topic_id != topic.topic_id or partition.leader is None:
+        raise LeaderUnavailable(
+            f"{name}-{index} begins leader epoch {state.leader_epoch}",
             topic=name,
             partition=index,
             leader=state.leader,
             leader_epoch=state.leader_epoch,
-        )
-    partition = context.partitions.get((name, index))
-    if partition is None or partition.topic_id != topic.topic_id:
-        raise LeaderUnavailable(
-            f"{name}-{index} is being opened", topic=name, partition=index, leader=state.leader
         )
     if leader_epoch >= 0 and leader_epoch != state.leader_epoch:
         older = leader_epoch < state.leader_epoch
@@ -67,3 +65,17 @@ def find_partition(
             leader_epoch=state.leader_epoch,
         )
     return partition
+
+
+def not_leader(context: Context, name: str, state: PartitionRecord) -> ShmlogError:
+    """Why this broker does not serve the partition: who leads it, and where that one is asked."""
+    facts = {"topic": name, "partition": state.partition, "leader_epoch": state.leader_epoch}
+    leader = context.metadata.image.brokers.get(state.leader)
+    if leader is None:
+        return LeaderUnavailable(f"{name}-{state.partition} has no leader now", leader=-1, **facts)
+    return NotLeader(
+        f"{name}-{state.partition} is led by broker {state.leader}",
+        leader=state.leader,
+        endpoint=leader.endpoints["client"],
+        **facts,
+    )

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from node.core.cluster import controller
-from node.core.cluster.image import Image, Record
 from node.handlers.exchange import Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
 from shmlog.clock import NS_PER_MS
-from shmlog.errors import Backpressure, InvalidRequest, ShmlogError
+from shmlog.errors import (
+    Backpressure,
+    Code,
+    InvalidRequest,
+    LeaderUnavailable,
+    ShmlogError,
+)
+from shmlog.protocol import peers
 from shmlog.protocol.header import Big
 from shmlog.protocol.messages import (
     DeleteRecords,
@@ -57,6 +62,15 @@ def _find(context: Context, question: OffsetQuestion) -> OffsetAnswer:
     )
     timestamp_ns = -1
     if question.timestamp == LATEST:
+        assert partition.leader is not None
+        if not partition.leader.latest_known:
+            raise LeaderUnavailable(
+                f"{partition.name}: what is committed is not known yet in leader epoch "
+                f"{partition.leader_epoch}",
+                code=Code.OFFSET_NOT_AVAILABLE,
+                topic=question.topic,
+                partition=question.partition,
+            )
         offset = partition.high_watermark
     elif question.timestamp == EARLIEST:
         offset = partition.log_start
@@ -91,19 +105,17 @@ class _Trim:
                 self._finish(index, wanted.topic, wanted.partition, error)
                 continue
             offset = partition.high_watermark if wanted.offset == -1 else wanted.offset
-            context.metadata.submit(
-                self._plan(wanted.topic, wanted.partition, offset, partition.high_watermark),
-                self._done(index, wanted.topic, wanted.partition),
+            change = peers.DeleteRecords(
+                name=wanted.topic,
+                partition=wanted.partition,
+                leader_epoch=partition.leader_epoch,
+                offset=offset,
+                high_watermark=partition.high_watermark,
             )
+            done = self._done(index, wanted.topic, wanted.partition)
+            context.metadata.submit(change, done, exchange.deadline_ns)
         if not request.partitions:
             self._answer()
-
-    def _plan(
-        self, topic: str, partition: int, offset: int, high_watermark: int
-    ) -> Callable[[Image], list[Record]]:
-        return lambda image: controller.delete_records(
-            image, name=topic, partition=partition, offset=offset, high_watermark=high_watermark
-        )
 
     def _done(
         self, index: int, topic: str, partition: int
@@ -154,13 +166,11 @@ def init_producer(
             exchange.fail(error)
             return
         if not context.producer_ids:
-            end = context.metadata.image.next_producer_id
-            context.producer_ids = [end - controller.PRODUCER_ID_BLOCK, end]
+            context.producer_ids = list(context.metadata.image.producer_blocks[broker])
         _answer_producer(context, exchange)
 
-    context.metadata.submit(
-        lambda image: controller.take_producer_ids(image, broker=context.identity.broker), done
-    )
+    broker = context.identity.broker
+    context.metadata.submit(peers.TakeProducerIds(taker=broker), done, exchange.deadline_ns)
 
 
 def _answer_producer(context: Context, exchange: Exchange) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.handlers.exchange import COMMITTED, STORED, Context, Exchange, error_fields
-from node.handlers.lookup import find_partition, find_topic
+from node.handlers.lookup import find_partition, find_topic, not_leader
 from node.partition import Appended, Partition
 from shmlog.errors import (
     Code,
@@ -80,15 +80,30 @@ class ProduceWait:
     def _reached(self, entry: _Entry) -> bool:
         assert entry.partition is not None
         assert entry.appended is not None
-        key = (entry.topic, entry.index)
-        if self._context.partitions.get(key) is not entry.partition:
+        partition = entry.partition
+        if self._context.partitions.get((entry.topic, entry.index)) is not partition:
             entry.error = UnknownTopic(
                 f"topic {entry.topic!r} was deleted", code=Code.UNKNOWN_TOPIC_ID, topic=entry.topic
             )
             return True
-        ledger = entry.partition.ledger
-        end = ledger.stored_end if self._acks == "1" else ledger.high_watermark
-        return end >= entry.appended.end_offset
+        ledger = partition.leader
+        if ledger is None or partition.leader_epoch != entry.appended.leader_epoch:
+            # In the log here; whether it stays is for the new leader to say: fate unknown.
+            entry.error = not_leader(self._context, entry.topic, partition.state)
+            return True
+        if self._acks == "1":
+            if not self._context.has_lease:
+                entry.error = no_lease(partition)
+                return True
+            return ledger.stored_end >= entry.appended.end_offset
+        if ledger.high_watermark >= entry.appended.end_offset:
+            return True
+        if not ledger.has_minimum:
+            entry.error = partition.too_few(
+                "the batch is in the log, not committed", Code.NOT_ENOUGH_REPLICAS_AFTER_APPEND
+            )
+            return True
+        return False
 
     def taken_back(self, partition: Partition, error: DiskFull) -> None:
         """The write failed for lack of space: what lay above the log's end is not in the log."""
@@ -181,17 +196,36 @@ def produce_fast(
             partition = find_partition(
                 context, wanted.topic, wanted.partition, wanted.topic_id, wanted.leader_epoch
             )
-            _append(context, entry, partition, frame)
+            _append(context, entry, partition, frame, request.acks)
         except ShmlogError as error:
             entry.error = error
         entries.append(entry)
     _park(context, exchange, entries, request.acks, simple=False)
 
 
-def _append(context: Context, entry: _Entry, partition: Partition, frame: bytes) -> None:
+def _append(
+    context: Context, entry: _Entry, partition: Partition, frame: bytes, acks: str
+) -> None:
+    if not context.has_lease:
+        raise no_lease(partition)
+    if partition.moving_to is not None:
+        raise LeaderUnavailable(
+            f"{partition.name} moves to broker {partition.moving_to}",
+            topic=entry.topic,
+            partition=entry.index,
+        )
     entry.partition = partition
-    entry.appended = partition.append(frame)
+    entry.appended = partition.append(frame, acks)
     context.dirty[partition] = None
+
+
+def no_lease(partition: Partition) -> ShmlogError:
+    """This broker may have been fenced: it must not ack (E7)."""
+    return LeaderUnavailable(
+        f"{partition.name}: this broker has not heard from the controller for a session",
+        topic=partition.name.topic,
+        partition=partition.name.partition,
+    )
 
 
 def _park(
@@ -224,9 +258,11 @@ def _choose(context: Context, topic: str, count: int, keys: list[bytes | None]) 
     context.spread += 1
     for step in range(count):
         index = (context.spread + step) % count
-        if (topic, index) in context.partitions:
+        partition = context.partitions.get((topic, index))
+        if partition is not None and partition.leader is not None:
             return index
-    raise LeaderUnavailable(f"no partition of {topic!r} is led here just now", topic=topic)
+    state = context.metadata.image.topics[topic].partitions[context.spread % count]
+    raise not_leader(context, topic, state)
 
 
 def produce_simple(
@@ -274,5 +310,5 @@ def produce_simple(
         base_sequence=producer[2],
     )
     entry = _Entry(request.topic, index)
-    _append(context, entry, partition, bytes(batch))
+    _append(context, entry, partition, bytes(batch), request.acks)
     _park(context, exchange, [entry], request.acks, simple=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from node.core.cluster import controller
-from node.core.cluster.image import Image, Record, Topic
-from node.handlers.exchange import READY, Context, Exchange
+from node.core.cluster import topics
+from node.core.cluster.image import PartitionRecord
+from node.handlers.exchange import METADATA, Context, Exchange
 from node.handlers.lookup import find_topic
 from shmlog.errors import ShmlogError, VersionMismatch
+from shmlog.protocol import peers
 from shmlog.protocol.header import HEADER_SIZE_MAX
 from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
@@ -89,10 +90,13 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
         MetadataAnswer(
             id=exchange.id,
             cluster=identity.cluster,
-            controller=identity.broker,
+            controller=context.metadata.controller_id,
             brokers=[
                 BrokerInfo(
-                    broker=b.broker, incarnation=b.incarnation, endpoint=b.endpoint, alive=True
+                    broker=b.broker,
+                    incarnation=b.incarnation,
+                    endpoint=b.endpoints["client"],
+                    alive=b.broker not in image.fenced,
                 )
                 for b in image.brokers.values()
             ],
@@ -103,9 +107,9 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
 
 
 def _may_create(context: Context, name: str) -> bool:
-    request = CreateTopic(op="create_topic", id=0, topic=name)
+    change = _creation(CreateTopic(op="create_topic", id=0, topic=name), bytes(16))
     try:
-        _create_plan(context, request, bytes(16))(context.metadata.image)
+        topics.create_topic(context.metadata.image, change, context.identity.brokers)
     except ShmlogError:
         return False  # it comes back as an entry of its own, unknown
     return True
@@ -124,7 +128,7 @@ def _topic_info(context: Context, name: str) -> TopicInfo:
         partitions=[
             PartitionInfo(
                 partition=p.partition,
-                leader=p.leader,
+                leader=p.leader if p.started else -1,
                 leader_epoch=p.leader_epoch,
                 replicas=list(p.replicas),
                 isr=list(p.isr),
@@ -135,49 +139,48 @@ def _topic_info(context: Context, name: str) -> TopicInfo:
 
 
 class _ReadyWait:
-    """A new topic whose partitions are being opened."""
+    """A topic with partitions whose leaders have not begun their epoch: they show in the image when they have."""
 
     def __init__(
-        self, context: Context, topic: Topic, deadline_ns: int, done: Callable[[bool], None]
+        self, context: Context, topic_id: bytes, deadline_ns: int, done: Callable[[bool], None]
     ) -> None:
         self._context = context
-        self._topic = topic
+        self._topic_id = topic_id
         self._deadline_ns = deadline_ns
         self._done = done
 
     def resume(self) -> None:
-        """All partitions open, or the topic gone again?"""
-        if self._context.metadata.image.by_id(self._topic.topic_id) is None:
+        """All partitions served, or the topic gone again?"""
+        image = self._context.metadata.image
+        topic = image.by_id(self._topic_id)
+        if topic is None:
             self._done(False)
-            return
-        count = sum(
-            (self._topic.name, p.partition) in self._context.partitions
-            for p in self._topic.partitions
-        )
-        if count == len(self._topic.partitions):
+        elif all(map(self._serves, topic.partitions)):
             self._done(True)
         else:
-            key = (self._topic.topic_id, READY)
-            self._context.purgatory.wait(
-                self, [(key, len(self._topic.partitions))], self._deadline_ns
-            )
+            key = ("image", METADATA)
+            self._context.purgatory.wait(self, [(key, image.offset + 1)], self._deadline_ns)
+
+    def _serves(self, state: PartitionRecord) -> bool:
+        if state.leader != self._context.identity.broker:
+            return state.started
+        name = self._context.metadata.image.names[state.topic_id]
+        partition = self._context.partitions.get((name, state.partition))
+        return partition is not None and partition.leader is not None
 
     def expire(self) -> None:
         """Time is up: created, not ready."""
         self._done(False)
 
 
-def _create_plan(
-    context: Context, request: CreateTopic, topic_id: bytes
-) -> Callable[[Image], list[Record]]:
-    return lambda image: controller.create_topic(
-        image,
+def _creation(request: CreateTopic, topic_id: bytes, *, if_missing: bool = False) -> peers.CreateTopic:
+    return peers.CreateTopic(
         name=request.topic,
         topic_id=topic_id,
         partition_count=request.partition_count,
         replication_factor=request.replication_factor,
         configs=request.configs,
-        brokers=context.identity.brokers,
+        if_missing=if_missing,
     )
 
 
@@ -186,95 +189,72 @@ def create_topic(
 ) -> None:
     """Make a topic; answered when its partitions serve, or created but not ready at the deadline."""
     topic_id = context.new_topic_id()
-    plan = _create_plan(context, request, topic_id)
-    assert exchange.id is not None
-    correlation_id = exchange.id
-    if request.validate_only:
-        plan(context.metadata.image)
-        exchange.answer(
-            CreateTopicAnswer(
-                id=correlation_id,
-                topic_id="",
-                created=False,
-                ready=False,
-                metadata_offset=context.metadata.image.offset,
-            )
-        )
-        return
+    change = _creation(request, topic_id)
+    metadata = context.metadata
 
-    def answer(ready: bool) -> None:
+    def answer(*, created: bool, ready: bool) -> None:
         exchange.answer(
             CreateTopicAnswer(
-                id=correlation_id,
-                topic_id=topic_id.hex(),
-                created=True,
+                id=exchange.id or 0,
+                topic_id=topic_id.hex() if created else "",
+                created=created,
                 ready=ready,
-                metadata_offset=context.metadata.image.offset,
+                metadata_offset=metadata.image.offset,
             )
         )
 
-    _create(context, exchange, plan, lambda: context.metadata.image.by_id(topic_id), answer)
+    if request.validate_only:
+        topics.create_topic(metadata.image, change, context.identity.brokers)
+        answer(created=False, ready=False)
+        return
+    _create(context, exchange, change, lambda ready: answer(created=True, ready=ready))
 
 
 def _create(
-    context: Context,
-    exchange: Exchange,
-    plan: Callable[[Image], list[Record]],
-    made: Callable[[], Topic | None],
-    done: Callable[[bool], None],
+    context: Context, exchange: Exchange, change: peers.CreateTopic, done: Callable[[bool], None]
 ) -> None:
-    """Submit a plan; once it is committed wait until the topic that `made` finds serves."""
+    """Have a topic made; once that is committed wait until it serves."""
 
     def committed(_: int, error: ShmlogError | None) -> None:
         if error is not None:
             exchange.fail(error)
             return
-        topic = made()
+        topic = context.metadata.image.topics.get(change.name)
         if topic is None:  # deleted again in the same turn
             done(False)
         else:
-            _ReadyWait(context, topic, exchange.deadline_ns, done).resume()
+            _ReadyWait(context, topic.topic_id, exchange.deadline_ns, done).resume()
 
-    context.metadata.submit(plan, committed)
+    context.metadata.submit(change, committed, exchange.deadline_ns)
 
 
 def create_default_topic(
     context: Context, exchange: Exchange, name: str, then: Callable[[], None]
 ) -> None:
     """First use of a missing topic where that creates it: then go on, whoever made it."""
-    topic_id = context.new_topic_id()
     request = CreateTopic(op="create_topic", id=0, topic=name)
-    plan = _create_plan(context, request, topic_id)
-
-    def unless_there(image: Image) -> list[Record]:
-        return [] if name in image.topics else plan(image)
-
-    made = lambda: context.metadata.image.topics.get(name)  # noqa: E731 - by whomever
-    _create(context, exchange, unless_there, made, lambda _: then())
+    change = _creation(request, context.new_topic_id(), if_missing=True)
+    _create(context, exchange, change, lambda _: then())
 
 
-def _change(context: Context, exchange: Exchange, plan: Callable[[Image], list[Record]]) -> None:
+def _change(context: Context, exchange: Exchange, change: peers.Change) -> None:
     def done(offset: int, error: ShmlogError | None) -> None:
         if error is not None:
             exchange.fail(error)
         else:
-            assert exchange.id is not None
-            exchange.answer(ChangeAnswer(id=exchange.id, metadata_offset=offset))
+            exchange.answer(ChangeAnswer(id=exchange.id or 0, metadata_offset=offset))
 
-    context.metadata.submit(plan, done)
+    context.metadata.submit(change, done, exchange.deadline_ns)
 
 
 def alter_topic(
     context: Context, exchange: Exchange, request: AlterTopic, frames: list[bytes]
 ) -> None:
     """Change a topic's settings."""
-    _change(
-        context,
-        exchange,
-        lambda image: controller.alter_topic(
-            image, name=request.topic, set_values=request.set, delete=request.delete
-        ),
+    change = peers.AlterTopic(
+        name=request.topic, set_values=request.set, delete=tuple(request.delete)
     )
+    _change(context, exchange, change)
 
 
 def add_partitions(
@@ -289,25 +269,21 @@ def add_partitions(
         answer = lambda _: exchange.answer(  # noqa: E731
             ChangeAnswer(id=exchange.id or 0, metadata_offset=offset)
         )
-        topic = context.metadata.image.topics[request.topic]
-        _ReadyWait(context, topic, exchange.deadline_ns, answer).resume()
+        topic = context.metadata.image.topics.get(request.topic)
+        if topic is None:
+            answer(False)
+        else:
+            _ReadyWait(context, topic.topic_id, exchange.deadline_ns, answer).resume()
 
-    context.metadata.submit(
-        lambda image: controller.add_partitions(
-            image,
-            name=request.topic,
-            partition_count=request.partition_count,
-            brokers=context.identity.brokers,
-        ),
-        done,
-    )
+    change = peers.AddPartitions(name=request.topic, partition_count=request.partition_count)
+    context.metadata.submit(change, done, exchange.deadline_ns)
 
 
 def delete_topic(
     context: Context, exchange: Exchange, request: DeleteTopic, frames: list[bytes]
 ) -> None:
     """Remove a topic and its data."""
-    _change(context, exchange, lambda image: controller.delete_topic(image, name=request.topic))
+    _change(context, exchange, peers.DeleteTopic(name=request.topic))
 
 
 def describe_topic(
@@ -327,7 +303,7 @@ def describe_topic(
         partitions.append(
             PartitionDescription(
                 partition=state.partition,
-                leader=state.leader if hosted else -1,
+                leader=state.leader if state.started else -1,
                 leader_epoch=state.leader_epoch,
                 replicas=list(state.replicas),
                 isr=list(state.isr),

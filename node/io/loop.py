@@ -1,8 +1,11 @@
 """The turn: poll, finish jobs, drain a bounded amount, append, write once, answer all. Read it top to bottom.
 
 Natural batching: everything that is queued goes into one turn, so under load batches grow by themselves and an
-idle broker answers at once. A turn is bounded in requests, bytes and time; what is left stays in the socket for
+idle broker answers at once. A turn is bounded in messages, bytes and time; what is left stays in the sockets for
 the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unlinks files: workers do.
+
+Peers come before clients: what they bring is what clients wait for. The metadata log comes after the write: a new
+image is published, and roles change, only between what a turn appends and what the next one does.
 
 The turn measures itself: the longest one and its cause stand in the broker's last log line (`turns`).
 """
@@ -13,16 +16,20 @@ from dataclasses import dataclass
 
 from node import journal
 from node.catalog import Catalog
+from node.core.cluster.image import Image
 from node.handlers import table
 from node.handlers.exchange import COMMITTED, STORED, Context
+from node.handlers.peers import PeerHandler
 from node.handlers.produce import ProduceWait
+from node.io.liveness import Death, Liveness
 from node.io.wire import Wire
-from node.io.workers import Lane, Workers
+from node.io.workers import Workers
 from node.metadata import Metadata
-from node.upkeep import is_no_space
+from node.standing import Standing
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
 TURN_REQUESTS_MAX = 256
+TURN_MESSAGES_MAX = 256
 TURN_BYTES_MAX = 8 << 20
 TURN_NS_MAX = 4 * NS_PER_MS
 TURN_SIMPLE_RECORDS_MAX = 4000
@@ -38,6 +45,7 @@ class TurnStatistics:
 
     count: int = 0
     requests: int = 0
+    messages: int = 0
     busy_ns: int = 0
     longest_ns: int = 0
     longest_cause: str = "none"
@@ -48,72 +56,107 @@ class Loop:
     """The broker's one loop. `stop` may be called from a signal handler."""
 
     def __init__(
-        self, context: Context, catalog: Catalog, wire: Wire, workers: Workers, clock: Clock
+        self,
+        context: Context,
+        catalog: Catalog,
+        standing: Standing,
+        peers: PeerHandler,
+        liveness: Liveness,
+        wire: Wire,
+        workers: Workers,
+        clock: Clock,
     ) -> None:
         self._context = context
         self._catalog = catalog
+        self._standing = standing
+        self._peers = peers
+        self._liveness = liveness
         self._wire = wire
         self._workers = workers
         self._clock = clock
         self._metadata: Metadata = context.metadata
-        self._metadata_syncing = False
-        self._stopping = False
+        self._stop_asked = False
         self._backlog = False
         self._beat_due_ns = self._chores_due_ns = clock.monotonic_ns()
         self.statistics = TurnStatistics()
 
     def stop(self) -> None:
-        """End after the current turn."""
-        self._stopping = True
+        """Leave the cluster, then end."""
+        self._stop_asked = True
 
     def run(self) -> None:
         """Turn until stopped."""
-        while not self._stopping:
+        while not self.is_over:
             self.turn()
+
+    @property
+    def is_over(self) -> bool:
+        """Was it stopped, and has this broker given back what it leads?"""
+        return self._stop_asked and self._standing.has_left(self._clock.monotonic_ns())
 
     def turn(self) -> None:
         """One turn. Raises OSError for a failed write or sync: the broker must end."""
-        waiting = self._wire.poll(self._timeout_ms())
+        ready = self._wire.poll(self._timeout_ms())
         began_ns = self._clock.monotonic_ns()
         context = self._context
         context.simple_records = 0
+        context.has_lease = self._metadata.has_lease(began_ns)
         finished = self._finish_jobs()
+        if ready.descriptors:
+            self._died(self._liveness.readable(ready.descriptors), began_ns)
         jobs_ns = self._clock.monotonic_ns()
-        requests = self._drain(began_ns) if waiting else 0
+        messages = self._drain_peers(began_ns) if ready.messages else 0
+        peers_ns = self._clock.monotonic_ns()
+        requests = self._drain(peers_ns) if ready.requests else 0
         drained_ns = self._clock.monotonic_ns()
         self._write()
         written_ns = self._clock.monotonic_ns()
+        self._catalog.replication.answer(written_ns)
         self._answer()  # before the chores: clients wait
         answered_ns = self._clock.monotonic_ns()
-        self._begin_metadata_change()
-        for waiter in context.purgatory.expire(answered_ns):
-            waiter.expire()
-        if (
-            context.dirty
-        ):  # requests that went on behind a change of the cluster, or at their deadline
-            self._write()
-        context.purgatory.arm()
-        self._catalog.upkeep.turn()
-        self._tick(answered_ns)
+        self._go_on(answered_ns)
         if context.outbox:
             self._answer()
         ended_ns = self._clock.monotonic_ns()
         statistics = self.statistics
         statistics.count += 1
         statistics.requests += requests
+        statistics.messages += messages
         statistics.busy_ns += ended_ns - began_ns
         statistics.longest_write_ns = max(statistics.longest_write_ns, written_ns - drained_ns)
         if ended_ns - began_ns > statistics.longest_ns:
             statistics.longest_ns = ended_ns - began_ns
             parts = {
                 f"{finished} finished jobs": jobs_ns - began_ns,
+                f"{messages} messages of peers": peers_ns - jobs_ns,
                 f"{requests} requests, {context.simple_records} simple records": drained_ns
-                - jobs_ns,
+                - peers_ns,
                 "write": written_ns - drained_ns,
                 "answers": answered_ns - written_ns,
-                "chores": ended_ns - answered_ns,
+                "metadata and chores": ended_ns - answered_ns,
             }
             statistics.longest_cause = max(parts, key=lambda part: parts[part])
+
+    def _go_on(self, now_ns: int) -> None:
+        """What is no client's business at once: the metadata log, roles, pulls, deadlines, chores."""
+        context, catalog = self._context, self._catalog
+        if self._stop_asked:
+            self._standing.leave(now_ns)
+        self._standing.turn(now_ns)
+        catalog.propose_isr(now_ns, all_of_them=False)
+        self._metadata.turn(now_ns)
+        if catalog.report_epochs(now_ns):
+            self._metadata.turn(now_ns)
+        catalog.begin_cuts()
+        for waiter in context.purgatory.expire(now_ns):
+            waiter.expire()
+        if context.dirty:  # requests that went on behind a change of the cluster, or at their deadline
+            self._write()
+        context.purgatory.arm()
+        catalog.upkeep.turn()
+        self._tick(now_ns)
+        catalog.replication.answer(now_ns)
+        catalog.replication.turn(now_ns)
 
     def _timeout_ms(self) -> int:
         now_ns = self._clock.monotonic_ns()
@@ -125,6 +168,9 @@ class Loop:
         for deadline in (
             self._context.purgatory.next_deadline_ns(),
             self._catalog.upkeep.next_deadline_ns(),
+            self._catalog.replication.next_deadline_ns(),
+            self._metadata.next_deadline_ns(),
+            self._standing.next_deadline_ns(),
         ):
             if deadline is not None:
                 due_ns = min(due_ns, deadline)
@@ -134,7 +180,40 @@ class Loop:
         completions = self._workers.completions()
         for completion in completions:
             completion.done(completion.result, completion.error)
+            if self._context.dirty:  # what waited for it was appended: nothing else may come between
+                self._write()
         return len(completions)
+
+    def _died(self, deaths: list[Death], now_ns: int) -> None:
+        for death in deaths:
+            journal.event("death", peer=death.broker, incarnation=death.incarnation)
+            self._wire.reset_peer(death.broker)
+            self._catalog.replication.peer_gone(death.broker)
+            self._metadata.peer_died(death.broker, death.incarnation, now_ns)
+        if deaths:
+            self._catalog.members_changed()
+
+    def published(self, old: Image, new: Image) -> None:
+        """The image is new: watch the incarnations that it names, take on roles, answer who waited for it."""
+        me = self._context.identity.broker
+        others = {b: record.incarnation for b, record in new.brokers.items() if b != me}
+        self._died(self._liveness.follow(others), self._clock.monotonic_ns())
+        self._catalog.follow(old, new)
+        self._standing.follow(new)
+
+    def _drain_peers(self, began_ns: int) -> int:
+        """Take in what other brokers have sent, within the bounds of a turn."""
+        size = count = 0
+        while count < TURN_MESSAGES_MAX and size < TURN_BYTES_MAX:
+            frames = self._wire.receive_peer()
+            if frames is None:
+                break
+            count += 1
+            size += sum(map(len, frames))
+            self._peers.receive(frames)
+            if self._clock.monotonic_ns() - began_ns > TURN_NS_MAX:
+                break
+        return count
 
     def _drain(self, began_ns: int) -> int:
         """Handle what is queued, within the bounds of a turn."""
@@ -172,37 +251,8 @@ class Loop:
                 continue
             self._catalog.maybe_make_ring(partition)
             self._catalog.upkeep.written(partition)
+            self._catalog.replication.appended(partition)
             self._catalog.settled(partition)
-
-    def _begin_metadata_change(self) -> None:
-        if self._metadata_syncing or not self._metadata.maybe_begin():
-            return
-        job = self._metadata.log.sync_job()
-        assert job is not None
-        self._metadata_syncing = True
-
-        def synced(_: object, error: BaseException | None) -> None:
-            if error is not None:
-                raise error
-            self._metadata_syncing = False
-            self._metadata.log.finish_sync(job)
-            self._checkpoint_metadata()
-            before = self._metadata.image
-            self._metadata.synced(lambda: self._catalog.follow(before, self._metadata.image))
-
-        self._workers.submit(Lane.SYNC, job.run, synced)
-
-    def _checkpoint_metadata(self) -> None:
-        """What is committed must never be taken for a torn tail: move the recovery point behind it."""
-        job = self._metadata.log.checkpoint_job(self._metadata.log.synced_end_offset)
-        if job is not None:
-            self._workers.submit(Lane.FILES, job.run, self._metadata_checkpointed)
-
-    def _metadata_checkpointed(self, _: object, error: BaseException | None) -> None:
-        if is_no_space(error):
-            self._metadata.log.forget_checkpoint()  # the next change tries again
-        elif error is not None:
-            raise error
 
     def _answer(self) -> None:
         outbox = self._context.outbox
@@ -218,10 +268,15 @@ class Loop:
         if now_ns >= self._beat_due_ns:
             self._beat_due_ns = now_ns + HEARTBEAT_NS
             self._catalog.beat()
+            late = self._metadata.is_anyone_late(now_ns)
+            self._metadata.blocked(self._liveness.blocked() if late else frozenset())
         if now_ns >= self._chores_due_ns:
             self._chores_due_ns = now_ns + CHORES_NS
             self._wire.guard_descriptors()
             self._catalog.retry_opening()
+            self._died(self._liveness.retry(), now_ns)
+            self._catalog.propose_isr(now_ns, all_of_them=True)
+            self._standing.move_preferred(now_ns)
             expiration_ns = self._context.settings.producer_id_expiration * NS_PER_MS
             for partition in self._context.partitions.values():
                 partition.log.producers.expire(now_ns, expiration_ns)

@@ -1,6 +1,11 @@
-"""The broker's socket: the only zmq in the broker, and its one waiting place.
+"""The broker's sockets: the only zmq in the broker, and its one waiting place.
 
-ROUTER over ipc. Clients set no identity, so a session is the routing id that libzmq gave a connection.
+    clients   ROUTER over ipc: requests and their answers
+    peers     ROUTER over ipc: messages of other brokers, in only; one DEALER to each of them: out only
+
+Clients set no identity, so a session is the routing id that libzmq gave a connection. A message to a peer goes
+one way and may be lost: it is dropped where the peer is not connected or PEER_MESSAGES wait for it already, and
+`reset_peer` throws away what waits for a peer that died, so that no later incarnation reads it.
 
 - Mandatory routing: an answer to a client that is gone is an error we see, not a silent drop.
 - A frame above FRAME_SIZE_MAX ends its connection inside libzmq before anything is allocated for it.
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import zmq
@@ -25,6 +30,8 @@ from shmlog import process
 
 FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
+PEER_MESSAGES = 256
+PEER_RECONNECT_MS, PEER_RECONNECT_MAX_MS = 10, 160
 BACKLOG_BYTES_MAX = 4 << 20
 CUT_OFF_MAX = 4096
 _POLLIN = int(zmq.POLLIN)
@@ -37,11 +44,39 @@ class Received(NamedTuple):
     frames: list[bytes]
 
 
+class Ready(NamedTuple):
+    """What a poll has found: requests of clients, messages of peers, watched descriptors."""
+
+    requests: bool
+    messages: bool
+    descriptors: tuple[int, ...] = ()
+
+
 class Wire(Protocol):
     """What the loop needs of its sockets."""
 
-    def poll(self, timeout_ms: int) -> bool:
-        """Wait until a request or a completion is there, or the time is up; True: requests wait."""
+    def poll(self, timeout_ms: int) -> Ready:
+        """Wait until something is there, or the time is up."""
+        ...
+
+    def watch(self, descriptor: int) -> None:
+        """Let `poll` end when the descriptor is readable."""
+        ...
+
+    def unwatch(self, descriptor: int) -> None:
+        """Not any more; before it is closed."""
+        ...
+
+    def receive_peer(self) -> list[bytes] | None:
+        """One message of another broker; None if there is none."""
+        ...
+
+    def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
+        """A message to another broker; never blocks, may be lost."""
+        ...
+
+    def reset_peer(self, broker: int) -> None:
+        """That broker died: forget what waits for it."""
         ...
 
     def receive(self) -> Received | None:
@@ -66,43 +101,97 @@ class Wire(Protocol):
 
 
 class ZmqWire:
-    """The wire over ZeroMQ."""
+    """The wire over ZeroMQ. `peers`: the endpoints of the other brokers."""
 
-    def __init__(self, endpoint: str, wake_fd: int, descriptors_max: int) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        endpoint: str,
+        peer_endpoint: str,
+        peers: Mapping[int, str],
+        wake_fd: int,
+        descriptors_max: int,
+    ) -> None:
         self._context = zmq.Context(io_threads=1)
-        self._socket: Any = self._context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.ROUTER_MANDATORY, 1),
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, PIPE_MESSAGES),
-            (zmq.RCVHWM, 1000),
-            (zmq.MAXMSGSIZE, FRAME_SIZE_MAX),
-            (zmq.BACKLOG, 1024),
-            (zmq.HANDSHAKE_IVL, 3000),
-        ):
-            self._socket.setsockopt(option, value)
-        self._path = endpoint.removeprefix("ipc://")
+        self._endpoint = endpoint
+        self._socket = self._router(SNDHWM=PIPE_MESSAGES, ROUTER_MANDATORY=1)
+        self._peer_endpoint = peer_endpoint
+        self._peer_socket = self._router()
+        self._peers = dict(peers)
+        self._dealers: dict[int, Any] = {}
         self._bound = False
         self._bind()
+        _listen(self._peer_socket, peer_endpoint)
         self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(wake_fd, zmq.POLLIN)
+        for waited in (self._socket, self._peer_socket, wake_fd):
+            self._poller.register(waited, zmq.POLLIN)
+        self._wake_fd = wake_fd
         self._descriptors_max = descriptors_max
         self._backlog: dict[bytes, deque[Sequence[bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
         self._cut_off: dict[bytes, None] = {}
+        for broker in self._peers:
+            self._dial(broker)  # early: what is sent before the connection stands is lost
+
+    def _router(self, **options: int) -> Any:
+        socket: Any = self._context.socket(zmq.ROUTER)
+        common = {
+            "LINGER": 0,
+            "RCVHWM": 1000,
+            "MAXMSGSIZE": FRAME_SIZE_MAX,
+            "BACKLOG": 1024,
+            "HANDSHAKE_IVL": 3000,
+        }
+        for name, value in {**common, **options}.items():
+            socket.setsockopt(getattr(zmq, name), value)
+        return socket
 
     def _bind(self) -> None:
-        # The caller holds the lock of the data directory, so a socket file here is a dead broker's.
-        if os.path.lexists(self._path):
-            os.unlink(self._path)
-        self._socket.bind(self._endpoint)
-        os.chmod(self._path, 0o600)
+        _listen(self._socket, self._endpoint)
         self._bound = True
 
-    def poll(self, timeout_ms: int) -> bool:
-        return any(source is self._socket for source, _ in self._poller.poll(timeout_ms))
+    def poll(self, timeout_ms: int) -> Ready:
+        requests = messages = False
+        descriptors: tuple[int, ...] = ()
+        for source, _ in self._poller.poll(timeout_ms):
+            if source is self._socket:
+                requests = True
+            elif source is self._peer_socket:
+                messages = True
+            elif source != self._wake_fd:
+                descriptors += (source,)
+        return Ready(requests, messages, descriptors)
+
+    def watch(self, descriptor: int) -> None:
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def unwatch(self, descriptor: int) -> None:
+        self._poller.unregister(descriptor)
+
+    def receive_peer(self) -> list[bytes] | None:
+        if not self._peer_socket.getsockopt(zmq.EVENTS) & _POLLIN:
+            return None
+        frames: list[bytes] = self._peer_socket.recv_multipart(zmq.NOBLOCK)[1:]
+        return frames
+
+    def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
+        try:
+            self._dealers[broker].send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            pass  # not connected, or it does not read: whoever waits for an answer asks again
+
+    def _dial(self, broker: int) -> None:
+        dealer: Any = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.SNDHWM, PEER_MESSAGES)
+        dealer.setsockopt(zmq.RECONNECT_IVL, PEER_RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, PEER_RECONNECT_MAX_MS)
+        dealer.connect(self._peers[broker])
+        self._dealers[broker] = dealer
+
+    def reset_peer(self, broker: int) -> None:
+        self._dealers.pop(broker).close(0)
+        self._dial(broker)
 
     def receive(self) -> Received | None:
         # Asking first is a tenth of the cost of the exception that an empty socket raises.
@@ -167,7 +256,21 @@ class ZmqWire:
             journal.event("listener opened", open_descriptors=used)
 
     def close(self) -> None:
-        self._socket.close(0)
+        for socket in (self._socket, self._peer_socket, *self._dealers.values()):
+            socket.close(0)
         self._context.term()
-        if os.path.lexists(self._path):
-            os.unlink(self._path)
+        for endpoint in (self._endpoint, self._peer_endpoint):
+            _remove(endpoint)
+
+
+def _listen(socket: Any, endpoint: str) -> None:
+    # The caller holds the lock of the data directory, so a socket file here is a dead broker's.
+    _remove(endpoint)
+    socket.bind(endpoint)
+    os.chmod(endpoint.removeprefix("ipc://"), 0o600)
+
+
+def _remove(endpoint: str) -> None:
+    path = endpoint.removeprefix("ipc://")
+    if os.path.lexists(path):
+        os.unlink(path)

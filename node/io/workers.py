@@ -1,14 +1,19 @@
 """Threads that make the system calls which may take long: sync, preallocate, unlink, make rings.
 
 A job is any object with `run()`; nothing else of the broker is touched by a worker. A finished job comes back
-to the loop through `completions`, and an eventfd wakes the loop's poller. Two queues, so that a long
-preallocation never holds up a sync that acks wait for: SYNC has two threads (fdatasync of different files
-overlaps), FILES one, which also keeps file jobs in the order in which they were given.
+to the loop through `completions`, and an eventfd wakes the loop's poller. Queues of their own, so that nothing
+long holds up what others wait for:
+
+    METADATA  one thread: the metadata log's syncs, which elections wait for
+    SYNC      two threads: fdatasync of different files overlaps
+    FILES     one thread, which keeps file jobs in the order in which they were given
+    OPEN      four threads: recovery at the start; logs do not know each other
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import queue
 import threading
@@ -22,8 +27,13 @@ Runnable = Callable[[], object]
 class Lane(enum.Enum):
     """Which queue a job goes to."""
 
+    METADATA = "metadata"
     SYNC = "sync"
     FILES = "files"
+    OPEN = "open"
+
+
+THREADS = {Lane.METADATA: 1, Lane.SYNC: 2, Lane.FILES: 1, Lane.OPEN: 4}
 
 
 class Completion(NamedTuple):
@@ -32,6 +42,11 @@ class Completion(NamedTuple):
     done: Callable[[object, BaseException | None], None]
     result: object
     error: BaseException | None
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Is this the lack of space that a broker survives?"""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Workers(Protocol):
@@ -66,13 +81,13 @@ class Workers(Protocol):
 class ThreadWorkers:
     """Workers as threads."""
 
-    def __init__(self, sync_threads: int = 2) -> None:
+    def __init__(self) -> None:
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._done: deque[Completion] = deque()
         self._queues: dict[Lane, queue.SimpleQueue[tuple[Runnable, Callable[..., None]] | None]] = {
             lane: queue.SimpleQueue() for lane in Lane
         }
-        lanes = [Lane.SYNC] * sync_threads + [Lane.FILES]
+        lanes = [lane for lane, count in THREADS.items() for _ in range(count)]
         self._threads = [
             threading.Thread(
                 target=self._work, args=(lane,), name=f"shmlog-{lane.value}", daemon=True

@@ -8,6 +8,7 @@ broker-N/
     checkpoint                    topic id, log start, high watermark, recovery point
     producers                     idempotence state as of an offset
     *.previous, *.new             the generation before; one being written
+  quorum                          the metadata quorum's term, and this voter's vote in it
   deleted/TOPIC_ID-N/             on its way out
   TOPIC-PARTITION.stray.N/        not known to the metadata; kept
 """
@@ -21,6 +22,7 @@ EPOCHS = "epochs"
 CHECKPOINT = "checkpoint"
 PRODUCERS = "producers"
 DELETED = "deleted"
+QUORUM = "quorum"
 _SEGMENT = re.compile(r"(\d{20})\.log")
 _PARTITION = re.compile(r"([A-Za-z0-9._-]{1,249})-(\d{1,4})")
 

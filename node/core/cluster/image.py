@@ -160,6 +160,7 @@ class Image:
     topics: Mapping[str, Topic] = field(default_factory=dict)
     names: Mapping[bytes, str] = field(default_factory=dict)
     next_producer_id: int = 0
+    producer_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # newest, by broker
     topic_defaults: Mapping[str, Any] = field(default_factory=dict)  # of cluster.toml
 
     def by_id(self, topic_id: bytes) -> Topic | None:
@@ -190,6 +191,7 @@ class _Draft:
         self.topics = dict(image.topics)
         self.names = dict(image.names)
         self.next_producer_id = image.next_producer_id
+        self.producer_blocks = dict(image.producer_blocks)
         self.defaults = image.topic_defaults
         self.partitions: dict[str, list[PartitionRecord]] = {}
         self.overrides: dict[str, dict[str, Any]] = {}
@@ -222,6 +224,7 @@ class _Draft:
             case ConfigRecord():
                 self._config(record)
             case ProducerIdsRecord():
+                self.producer_blocks[record.broker] = (self.next_producer_id, record.next_id)
                 self.next_producer_id = record.next_id
             case NoopRecord():
                 pass
@@ -261,6 +264,7 @@ class _Draft:
             topics=self.topics,
             names=self.names,
             next_producer_id=self.next_producer_id,
+            producer_blocks=self.producer_blocks,
             topic_defaults=self.defaults,
         )
 

@@ -1,0 +1,438 @@
+"""Copies of partitions: this broker's pulls from leaders, and what it gives to followers.
+
+    follower   epoch question -> cut -> fetch ... fetch      one of each open per leader, for all its partitions
+    leader     a fetch without news is parked; the end of a turn that appended answers it
+
+Requests and answers are one-way messages that may be lost. A fetch is answered within `max_wait_ms`; after
+RESEND_NS without an answer it is sent again under a new number, and an answer to an older number is dropped. A fetch
+names for each partition the position wanted and the stored end; where a sync moves a stored end while the fetch is
+parked, it is reported at once: acks never wait for a poll (H5).
+
+Each answer is bounded in bytes; partitions that got data move to the end of the next fetch, so none starves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from node import journal
+from node.core.replica.follower import State, Truncation
+from node.metadata import Send
+from node.partition import Partition
+from shmlog.clock import NS_PER_MS, Clock
+from shmlog.errors import Code, CorruptLog, CorruptMessage, DiskFull
+from shmlog.protocol import peers
+
+RESEND_NS = 1000 * NS_PER_MS
+FETCH_WAIT_MS = 500
+PAUSE_NS = 20 * NS_PER_MS  # before an error that does not pass at once is met again
+NO_SPACE_PAUSE_NS = 1000 * NS_PER_MS
+
+Key = tuple[bytes, int]
+
+
+@dataclass(slots=True)
+class _Pull:
+    """What is open towards one leader."""
+
+    followed: dict[Key, Partition] = field(default_factory=dict)
+    fetch_seq: int = 0
+    fetch_sent_ns: int = 0
+    fetched: dict[Key, tuple[int, int]] = field(default_factory=dict)  # (epoch, stored end) in it
+    epochs_seq: int = 0
+    epochs_sent_ns: int = 0
+    asked: set[Key] = field(default_factory=set)
+    due: bool = True  # something has changed: look what to send
+    paused: dict[Key, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Parked:
+    fetch: peers.ReplicaFetch
+    deadline_ns: int
+    ready: bool = False
+
+
+class Replication:
+    """All pulls and all parked fetches of one broker. One owner: the loop.
+
+    `find`: the hosted partition of a key. `reported(partition, moved)`: a follower has told its end, and did that move
+    the high watermark? `written(partition)`: its log has grown. `cut(partition, truncation)` has a worker cut it.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        send: Send,
+        find: Callable[[bytes, int], Partition | None],
+        reported: Callable[[Partition, bool], None],
+        written: Callable[[Partition], None],
+        cut: Callable[[Partition, Truncation], None],
+    ) -> None:
+        self._clock = clock
+        self._send = send
+        self._find = find
+        self._reported = reported
+        self._written = written
+        self._cut = cut
+        self._seq = 0
+        self._pulls: dict[int, _Pull] = {}
+        self._of: dict[Key, int] = {}  # whom a followed partition is pulled from
+        self._parked: dict[int, _Parked] = {}
+        self._read: dict[tuple[Key, int], bytes] = {}  # of this turn: two followers read the same
+
+    # -- which partitions -----------------------------------------------------------------------------
+
+    def follow(self, partition: Partition) -> None:
+        """The partition's role, leader or epoch has changed, or its log was cut."""
+        key = (partition.topic_id, partition.name.partition)
+        leader = partition.follower.leader if partition.follower is not None else -1
+        before = self._of.get(key, -1)
+        if before not in (-1, leader):
+            self._drop(key, before)
+        if leader != -1:
+            pull = self._pulls.setdefault(leader, _Pull())
+            pull.followed[key] = partition
+            pull.fetched.pop(key, None)
+            pull.paused.pop(key, None)
+            pull.due = True
+            self._of[key] = leader
+
+    def forget(self, partition: Partition) -> None:
+        """The partition is closed, or led here."""
+        key = (partition.topic_id, partition.name.partition)
+        self._drop(key, self._of.get(key, -1))
+
+    def _drop(self, key: Key, leader: int) -> None:
+        pull = self._pulls.get(leader)
+        if pull is not None:
+            pull.followed.pop(key, None)
+            pull.fetched.pop(key, None)
+            if not pull.followed:
+                del self._pulls[leader]
+        self._of.pop(key, None)
+
+    def peer_gone(self, broker: int) -> None:
+        """A broker died: nothing of it will be answered, and its fetch is not wanted any more."""
+        self._parked.pop(broker, None)
+        pull = self._pulls.get(broker)
+        if pull is not None:
+            pull.fetch_seq = pull.epochs_seq = 0
+
+    # -- the turn -------------------------------------------------------------------------------------
+
+    def appended(self, partition: Partition) -> None:
+        """A partition led here has grown: parked fetches that ask for it are answered."""
+        if self._parked:
+            for broker in partition.state.replicas:
+                parked = self._parked.get(broker)
+                if parked is not None:
+                    parked.ready = True
+
+    def synced(self, partition: Partition) -> None:
+        """A sync has moved the stored end of a followed partition: its leader is told at once."""
+        key = (partition.topic_id, partition.name.partition)
+        pull = self._pulls.get(self._of.get(key, -1))
+        if pull is None or key not in pull.fetched:
+            return
+        epoch, reported = pull.fetched[key]
+        durability, stored = partition.config.durability, partition.stored_end
+        if stored > reported:
+            pull.fetched[key] = (epoch, stored)
+            end = peers.StoredEnd(*key, epoch, stored, durability)
+            self._send(self._of[key], peers.ReplicaStored(partitions=[end]), ())
+
+    def answer(self, now_ns: int) -> None:
+        """Answer the parked fetches that have something, or whose time is up."""
+        for broker, parked in list(self._parked.items()):
+            late = parked.deadline_ns <= now_ns
+            if parked.ready or late:
+                parked.ready = False
+                self._serve(broker, parked, late=late)
+        self._read.clear()
+
+    def turn(self, now_ns: int) -> None:
+        """Send the questions and fetches that are due."""
+        for leader, pull in self._pulls.items():
+            if pull.fetch_seq and now_ns - pull.fetch_sent_ns > RESEND_NS:
+                pull.fetch_seq, pull.due = 0, True
+            if pull.epochs_seq and now_ns - pull.epochs_sent_ns > RESEND_NS:
+                pull.epochs_seq, pull.due = 0, True
+            if pull.paused and min(pull.paused.values()) <= now_ns:
+                pull.paused = {key: at for key, at in pull.paused.items() if at > now_ns}
+                pull.due = True
+            if pull.due:
+                pull.due = False
+                self._ask_epochs(leader, pull, now_ns)
+                self._fetch(leader, pull, now_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """When there is something to do though nothing comes."""
+        due = [parked.deadline_ns for parked in self._parked.values()]
+        for pull in self._pulls.values():
+            due += pull.paused.values()
+            if pull.fetch_seq:
+                due.append(pull.fetch_sent_ns + RESEND_NS)
+            if pull.epochs_seq:
+                due.append(pull.epochs_sent_ns + RESEND_NS)
+        return min(due, default=None)
+
+    # -- follower -------------------------------------------------------------------------------------
+
+    def _in_state(self, pull: _Pull, state: State) -> dict[Key, Partition]:
+        return {
+            key: partition
+            for key, partition in pull.followed.items()
+            if key not in pull.paused
+            and partition.follower is not None
+            and partition.follower.state is state
+        }
+
+    def _ask_epochs(self, leader: int, pull: _Pull, now_ns: int) -> None:
+        wanted = self._in_state(pull, State.RECONCILING)
+        if not wanted or (pull.epochs_seq and wanted.keys() <= pull.asked):
+            return
+        self._seq += 1
+        pull.epochs_seq, pull.epochs_sent_ns, pull.asked = self._seq, now_ns, set(wanted)
+        for partition in wanted.values():
+            assert partition.follower is not None
+            partition.follower.asked(self._seq)
+        question = peers.EpochQuestion(
+            seq=self._seq,
+            partitions=[
+                peers.EpochWanted(*key, partition.follower.leader_epoch)
+                for key, partition in wanted.items()
+                if partition.follower is not None
+            ],
+        )
+        self._send(leader, question, ())
+
+    def _fetch(self, leader: int, pull: _Pull, now_ns: int) -> None:
+        fetching = self._in_state(pull, State.FETCHING)
+        if not fetching or (pull.fetch_seq and fetching.keys() == pull.fetched.keys()):
+            return
+        self._seq += 1
+        pull.fetch_seq, pull.fetch_sent_ns, pull.fetched = self._seq, now_ns, {}
+        positions = []
+        for key, partition in fetching.items():
+            assert partition.follower is not None
+            epoch, stored = partition.follower.leader_epoch, partition.stored_end
+            pull.fetched[key] = (epoch, stored)
+            positions.append(
+                peers.FetchPosition(
+                    *key,
+                    epoch,
+                    partition.log.log_end_offset,
+                    stored,
+                    partition.config.durability,
+                    partition.log.epochs.last_epoch,
+                )
+            )
+        fetch = peers.ReplicaFetch(
+            seq=self._seq, partitions=positions, max_wait_ms=FETCH_WAIT_MS
+        )
+        self._send(leader, fetch, ())
+
+    def handle_epochs(self, message: peers.EpochAnswer, now_ns: int) -> None:
+        """A leader's epoch histories."""
+        pull = self._pulls.get(message.broker)
+        if pull is None or message.seq != pull.epochs_seq:
+            return
+        pull.epochs_seq, pull.due = 0, True
+        for entry in message.partitions:
+            partition = pull.followed.get((entry.topic_id, entry.partition))
+            if partition is None or partition.follower is None:
+                continue
+            if entry.error:
+                partition.follower.refused(partition.follower.leader_epoch, entry.error)
+                pull.paused[entry.topic_id, entry.partition] = now_ns + PAUSE_NS
+                continue
+            truncation = partition.reconcile(message.seq, entry)
+            if truncation is not None:
+                self._cut(partition, truncation)
+            elif partition.follower.state is State.STOPPED:
+                journal.warning(
+                    "the leader's history ends below what is committed here",
+                    partition=str(partition.name),
+                    leader=message.broker,
+                    high_watermark=partition.high_watermark,
+                    cut=partition.follower.truncation,
+                )
+
+    def handle_fetched(
+        self, message: peers.ReplicaFetched, frames: Sequence[bytes], now_ns: int
+    ) -> None:
+        """Batches of a leader, appended byte for byte."""
+        pull = self._pulls.get(message.broker)
+        if pull is None or message.seq != pull.fetch_seq:
+            return
+        pull.fetch_seq, pull.due = 0, True
+        remaining = iter(frames)
+        for entry in message.partitions:
+            frame = next(remaining, b"") if entry.size else b""
+            key = (entry.topic_id, entry.partition)
+            partition = pull.followed.get(key)
+            if partition is None or partition.follower is None or key not in pull.fetched:
+                continue
+            if frame:  # to the end of the next fetch
+                pull.followed[key] = pull.followed.pop(key)
+            self._take(pull, key, partition, entry, frame, now_ns)
+
+    def _take(
+        self,
+        pull: _Pull,
+        key: Key,
+        partition: Partition,
+        entry: peers.FetchedPartition,
+        frame: bytes,
+        now_ns: int,
+    ) -> None:
+        follower = partition.follower
+        assert follower is not None
+        if entry.error:
+            follower.refused(pull.fetched[key][0], entry.error)
+            pull.paused[key] = now_ns + PAUSE_NS
+            return
+        if not follower.accepts(entry.leader_epoch):
+            return
+        try:
+            if frame:
+                partition.append_replica(frame)
+                self._written(partition)
+            follower.fetched(
+                entry.leader_epoch, entry.high_watermark, partition.log.log_end_offset
+            )
+        except CorruptMessage as error:
+            journal.warning("fetched damage", partition=str(partition.name), reason=str(error))
+            pull.paused[key] = now_ns + PAUSE_NS
+        except DiskFull as error:
+            journal.warning("disk full", partition=str(partition.name), reason=str(error))
+            pull.paused[key] = now_ns + NO_SPACE_PAUSE_NS
+
+    # -- leader ---------------------------------------------------------------------------------------
+
+    def handle_fetch(self, fetch: peers.ReplicaFetch, now_ns: int) -> None:
+        """A follower's fetch: its ends are taken in, then it is answered or parked."""
+        for wanted in fetch.partitions:
+            partition = self._find(wanted.topic_id, wanted.partition)
+            if partition is not None and partition.leader is not None:
+                self._report(
+                    partition,
+                    fetch,
+                    wanted.leader_epoch,
+                    wanted.stored_end,
+                    wanted.durability,
+                    now_ns,
+                )
+        wait_ns = fetch.max_wait_ms * NS_PER_MS
+        self._parked[fetch.broker] = _Parked(fetch, now_ns + wait_ns, ready=True)
+
+    def handle_stored(self, message: peers.ReplicaStored, now_ns: int) -> None:
+        """Stored ends that a sync has moved."""
+        for end in message.partitions:
+            partition = self._find(end.topic_id, end.partition)
+            if partition is not None and partition.leader is not None:
+                self._report(
+                    partition, message, end.leader_epoch, end.stored_end, end.durability, now_ns
+                )
+
+    def _report(
+        self,
+        partition: Partition,
+        message: peers.PeerMessage,
+        epoch: int,
+        stored_end: int,
+        durability: str,
+        now_ns: int,
+    ) -> None:
+        moved = partition.report(message, epoch, stored_end, durability, now_ns)
+        self._reported(partition, moved)
+
+    def _serve(self, broker: int, parked: _Parked, *, late: bool) -> None:
+        fetch = parked.fetch
+        entries: list[peers.FetchedPartition] = []
+        frames: list[bytes] = []
+        room = fetch.max_bytes
+        for wanted in fetch.partitions:
+            entry, data = self._serve_one(wanted, room, first=not frames)
+            if data:
+                frames.append(data)
+                room -= len(data)
+            if data or entry.error or late:
+                entries.append(entry)
+        if frames or late or any(entry.error for entry in entries):
+            del self._parked[broker]
+            self._send(broker, peers.ReplicaFetched(seq=fetch.seq, partitions=entries), frames)
+
+    def _serve_one(
+        self, wanted: peers.FetchPosition, room: int, *, first: bool
+    ) -> tuple[peers.FetchedPartition, bytes]:
+        key = (wanted.topic_id, wanted.partition)
+        partition = self._find(*key)
+        error, data, epoch = 0, b"", -1
+        high_watermark = log_start = -1
+        if partition is None or partition.leader is None:
+            error = int(Code.NOT_LEADER_OR_FOLLOWER)
+        else:
+            epoch = partition.leader_epoch
+            high_watermark, log_start = partition.high_watermark, partition.log_start
+            error = _epoch_error(wanted.leader_epoch, epoch)
+            end = partition.log.log_end_offset
+            if not error and not log_start <= wanted.position <= end:
+                error = int(Code.OFFSET_OUT_OF_RANGE)
+            if not error and wanted.position < end and (first or room > 0):
+                error, data = self._read_for(partition, key, wanted.position, room, first)
+        entry = peers.FetchedPartition(
+            *key, error, epoch, len(data), high_watermark, log_start
+        )
+        return entry, data
+
+    def _read_for(
+        self, partition: Partition, key: Key, position: int, room: int, first: bool
+    ) -> tuple[int, bytes]:
+        data = self._read.get((key, position))
+        if data is None:
+            try:
+                data = partition.read_for_replica(position, PARTITION_BYTES_MAX)
+            except CorruptLog:
+                return int(Code.STORAGE_ERROR), b""
+            self._read[key, position] = data
+        if len(data) > room and not first:
+            return 0, b""
+        return 0, data
+
+    def handle_question(self, question: peers.EpochQuestion) -> None:
+        """A follower asks for epoch histories."""
+        entries = []
+        for wanted in question.partitions:
+            partition = self._find(wanted.topic_id, wanted.partition)
+            if partition is None or partition.leader is None:
+                error, epoch = int(Code.NOT_LEADER_OR_FOLLOWER), -1
+            else:
+                epoch = partition.leader_epoch
+                error = _epoch_error(wanted.leader_epoch, epoch)
+            good = partition is not None and not error
+            entries.append(
+                peers.PartitionEpochs(
+                    wanted.topic_id,
+                    wanted.partition,
+                    error,
+                    epoch,
+                    list(partition.log.epochs.entries) if good and partition else [],
+                    partition.log.log_end_offset if good and partition else -1,
+                    partition.log_start if good and partition else -1,
+                )
+            )
+        answer = peers.EpochAnswer(seq=question.seq, partitions=entries)
+        self._send(question.broker, answer, ())
+
+
+PARTITION_BYTES_MAX = 1 << 20
+
+
+def _epoch_error(asked: int, current: int) -> int:
+    if asked == current:
+        return 0
+    older = asked < current
+    return int(Code.FENCED_LEADER_EPOCH if older else Code.UNKNOWN_LEADER_EPOCH)
