@@ -35,6 +35,7 @@ class VoteRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="vote"):
     """May I lead in `term`? `pre`: only asked whether it would be granted, nothing is promised.
 
     `death_proven`: the leader of the term before is proven dead (its pidfd), so stickiness does not apply.
+    A pre-vote for term 0 only asks for the voter's term. `sent_ns`: echoed.
     """
 
     term: int
@@ -42,14 +43,16 @@ class VoteRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="vote"):
     end_offset: int
     pre: bool = False
     death_proven: bool = False
+    sent_ns: int = 0
 
 
 class VoteAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="vote_answer"):
-    """`term`: the voter's, or for a granted pre-vote the one asked for."""
+    """`term`: the voter's, or for a granted pre-vote the one asked for. `sent_ns`: of the request."""
 
     term: int
     granted: bool
     pre: bool = False
+    sent_ns: int = 0
 
 
 class AppendRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="append"):
@@ -57,6 +60,7 @@ class AppendRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="append")
 
     `prev_term`: term of the record before `prev_offset` (0: none). `lease_until_ns`: until when (monotonic clock,
     one for all processes of a machine) the leader knows that a majority has followed it. `sent_ns`: echoed.
+    `answered_ns`: the newest request that this receiver's incarnation has answered, as far as the leader knows.
     """
 
     term: int
@@ -65,6 +69,7 @@ class AppendRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="append")
     commit: int
     sent_ns: int
     lease_until_ns: int = 0
+    answered_ns: int = 0
 
 
 class AppendAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="append_answer"):

@@ -1,0 +1,1 @@
+"""Who leads the metadata log, and what of it is committed."""
