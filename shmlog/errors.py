@@ -22,6 +22,7 @@ class Code(enum.IntEnum):
     LEADER_NOT_AVAILABLE = 5
     NOT_LEADER_OR_FOLLOWER = 6
     REQUEST_TIMED_OUT = 7
+    BROKER_NOT_AVAILABLE = 8
     MESSAGE_TOO_LARGE = 10
     INVALID_TOPIC_EXCEPTION = 17
     INVALID_REQUIRED_ACKS = 21
@@ -32,6 +33,7 @@ class Code(enum.IntEnum):
     INVALID_PARTITIONS = 37
     INVALID_REPLICATION_FACTOR = 38
     INVALID_CONFIG = 40
+    NOT_CONTROLLER = 41
     INVALID_REQUEST = 42
     OUT_OF_ORDER_SEQUENCE_NUMBER = 45
     INVALID_PRODUCER_EPOCH = 47
@@ -40,9 +42,13 @@ class Code(enum.IntEnum):
     FENCED_LEADER_EPOCH = 74
     UNKNOWN_LEADER_EPOCH = 75
     UNSUPPORTED_COMPRESSION_TYPE = 76
+    STALE_BROKER_EPOCH = 77
     INVALID_RECORD = 87
+    INVALID_UPDATE_VERSION = 95
     UNKNOWN_TOPIC_ID = 100
     INCONSISTENT_TOPIC_ID = 103
+    INELIGIBLE_REPLICA = 107
+    NEW_LEADER_ELECTED = 108
     BUSY = 1000
     BROKER_GONE = 1001
     DISK_FULL = 1002
@@ -216,6 +222,12 @@ class UnsupportedCompression(InvalidRequest):
     default = Code.UNSUPPORTED_COMPRESSION_TYPE
 
 
+class Outdated(RequestError):
+    """Between brokers: proposed on facts that have changed since. Never asked again as it stands."""
+
+    default = Code.INVALID_UPDATE_VERSION
+
+
 class ServerError(RequestError):
     """An unexpected error inside the broker; its log has the details."""
 
@@ -282,6 +294,7 @@ TABLE: dict[Code, Entry] = {
     Code.LEADER_NOT_AVAILABLE: Entry(LeaderUnavailable, 5, "wait for a leader"),
     Code.NOT_LEADER_OR_FOLLOWER: Entry(NotLeader, 5, "ask the leader named in the answer"),
     Code.REQUEST_TIMED_OUT: Entry(RequestTimedOut, 4, "send the same request again"),
+    Code.BROKER_NOT_AVAILABLE: Entry(LeaderUnavailable, 5, "wait for the brokers to come back"),
     Code.MESSAGE_TOO_LARGE: Entry(
         RecordTooLarge, 1, "send less at once, or raise max.message.bytes"
     ),
@@ -294,6 +307,7 @@ TABLE: dict[Code, Entry] = {
     Code.INVALID_PARTITIONS: Entry(InvalidRequest, 1, "1 to 1024 partitions, and never fewer"),
     Code.INVALID_REPLICATION_FACTOR: Entry(InvalidRequest, 1, "at most one replica a broker"),
     Code.INVALID_CONFIG: Entry(InvalidConfig, 2, "see the table of settings"),
+    Code.NOT_CONTROLLER: Entry(NotLeader, 5, "wait for a majority of the voters"),
     Code.INVALID_REQUEST: Entry(InvalidRequest, 1, "see docs/protocol.md"),
     Code.OUT_OF_ORDER_SEQUENCE_NUMBER: Entry(OutOfSequence, 1, "take a new producer epoch"),
     Code.INVALID_PRODUCER_EPOCH: Entry(ProducerFenced, 1, "another instance has taken over; stop"),
@@ -304,9 +318,13 @@ TABLE: dict[Code, Entry] = {
     Code.UNSUPPORTED_COMPRESSION_TYPE: Entry(
         UnsupportedCompression, 1, "pip install 'shmlog[compression]'"
     ),
+    Code.STALE_BROKER_EPOCH: Entry(Outdated, 1, "brokers only: register again"),
     Code.INVALID_RECORD: Entry(InvalidRecord, 1, "see docs/protocol.md, record batch"),
+    Code.INVALID_UPDATE_VERSION: Entry(Outdated, 1, "brokers only: read the image again"),
     Code.UNKNOWN_TOPIC_ID: Entry(UnknownTopic, 3, "the topic was deleted; refresh the metadata"),
     Code.INCONSISTENT_TOPIC_ID: Entry(UnknownTopic, 3, "the name has another topic; refresh"),
+    Code.INELIGIBLE_REPLICA: Entry(Outdated, 1, "brokers only: read the image again"),
+    Code.NEW_LEADER_ELECTED: Entry(Outdated, 1, "brokers only: read the image again"),
     Code.BUSY: Entry(Backpressure, 5, "wait retry_after_ms and send less at once"),
     Code.BROKER_GONE: Entry(BrokerGone, 5, "send again; with idempotence nothing is doubled"),
     Code.DISK_FULL: Entry(DiskFull, 5, "make room on the broker's disk"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from node.core.cluster.topics import PRODUCER_ID_BLOCK
 from node.handlers.exchange import Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
 from shmlog.clock import NS_PER_MS
@@ -166,7 +167,8 @@ def init_producer(
             exchange.fail(error)
             return
         if not context.producer_ids:
-            context.producer_ids = list(context.metadata.image.producer_blocks[broker])
+            end = context.metadata.image.producer_blocks[broker]
+            context.producer_ids = [end - PRODUCER_ID_BLOCK, end]
         _answer_producer(context, exchange)
 
     broker = context.identity.broker

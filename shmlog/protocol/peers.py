@@ -144,17 +144,26 @@ class TakeProducerIds(Change, kw_only=True, omit_defaults=True, tag="producer_id
 
 
 class ReplicaReport(Struct, array_like=True, frozen=True):
-    """A replica as its broker found it at the start: `last_epoch` of its last batch (-1: none) and its end."""
+    """A replica as its broker finds it: `last_epoch` of its last batch (-1: none) and its end.
+
+    `leader_epoch`: of the image that the report was made by, so that it counts only if nobody was followed since; -1
+    at the first registration of an incarnation, when it has followed nobody yet. `lossy` counts only then.
+    """
 
     topic_id: bytes
     partition: int
     last_epoch: int
     end_offset: int
     lossy: bool
+    leader_epoch: int = -1
 
 
 class RegisterBroker(Change, kw_only=True, omit_defaults=True, tag="register", frozen=True):
-    """A new incarnation, its logs recovered. Sent again to every new controller: then only the reports count."""
+    """A new incarnation, its logs recovered, with a report of each replica (one left out: as lost).
+
+    Sent again to every new controller, and whenever the image shows a partition hosted here without leader at a
+    leader epoch not reported yet: then only the reports count, made anew.
+    """
 
     id: int
     incarnation: int

@@ -157,10 +157,13 @@ class Image:
     offset: int = 0
     brokers: Mapping[int, BrokerRecord] = field(default_factory=dict)
     fenced: Mapping[int, str] = field(default_factory=dict)  # broker -> why
+    fenced_at: Mapping[int, int] = field(default_factory=dict)  # broker -> offset behind that set
     topics: Mapping[str, Topic] = field(default_factory=dict)
     names: Mapping[bytes, str] = field(default_factory=dict)
     next_producer_id: int = 0
-    producer_blocks: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # newest, by broker
+    producer_blocks: Mapping[int, int] = field(
+        default_factory=dict
+    )  # broker -> its last block's end
     topic_defaults: Mapping[str, Any] = field(default_factory=dict)  # of cluster.toml
 
     def by_id(self, topic_id: bytes) -> Topic | None:
@@ -180,6 +183,10 @@ class Image:
         record = self.brokers.get(broker)
         return record is not None and record.incarnation == incarnation
 
+    def unfenced(self) -> frozenset[int]:
+        """The brokers that are registered and not fenced: those that may lead, as far as is committed."""
+        return frozenset(self.brokers.keys() - self.fenced.keys())
+
 
 class _Draft:
     """An image being made: mutable copies, so that a set of a thousand records costs no thousand copies."""
@@ -188,6 +195,7 @@ class _Draft:
         self.cluster = image.cluster
         self.brokers = dict(image.brokers)
         self.fenced = dict(image.fenced)
+        self.fenced_at = dict(image.fenced_at)
         self.topics = dict(image.topics)
         self.names = dict(image.names)
         self.next_producer_id = image.next_producer_id
@@ -196,18 +204,19 @@ class _Draft:
         self.partitions: dict[str, list[PartitionRecord]] = {}
         self.overrides: dict[str, dict[str, Any]] = {}
 
-    def apply(self, record: Record) -> None:
+    def apply(self, record: Record, offset: int) -> None:
         match record:
             case ClusterRecord():
                 self.cluster = record.cluster
             case BrokerRecord():
                 self.brokers[record.broker] = record
-                self.fenced.pop(record.broker, None)
+                self._unfence(record.broker)
             case FenceRecord():
                 if record.fenced:
                     self.fenced[record.broker] = record.reason
+                    self.fenced_at[record.broker] = offset
                 else:
-                    self.fenced.pop(record.broker, None)
+                    self._unfence(record.broker)
             case TopicRecord():
                 topic = self.topics.get(record.name)
                 if topic is None:
@@ -224,10 +233,14 @@ class _Draft:
             case ConfigRecord():
                 self._config(record)
             case ProducerIdsRecord():
-                self.producer_blocks[record.broker] = (self.next_producer_id, record.next_id)
                 self.next_producer_id = record.next_id
+                self.producer_blocks[record.broker] = record.next_id
             case NoopRecord():
                 pass
+
+    def _unfence(self, broker: int) -> None:
+        self.fenced.pop(broker, None)
+        self.fenced_at.pop(broker, None)
 
     def _partition(self, record: PartitionRecord) -> None:
         name = self.names[record.topic_id]
@@ -261,6 +274,7 @@ class _Draft:
             offset=offset,
             brokers=self.brokers,
             fenced=self.fenced,
+            fenced_at=self.fenced_at,
             topics=self.topics,
             names=self.names,
             next_producer_id=self.next_producer_id,
@@ -273,5 +287,5 @@ def apply(image: Image, records: Iterable[Record], offset: int) -> Image:
     """The image after one record set; `offset` is the metadata offset behind it."""
     draft = _Draft(image)
     for record in records:
-        draft.apply(record)
+        draft.apply(record, offset)
     return draft.finish(offset)
