@@ -25,8 +25,8 @@ from node.handlers.exchange import Context, Identity
 from node.handlers.peers import PeerHandler, sender
 from node.io.liveness import Liveness, OsKernel
 from node.io.loop import Loop
-from node.io.wire import Wire, ZmqWire
-from node.io.workers import ThreadWorkers, Workers, is_no_space
+from node.io.wire import ZmqWire
+from node.io.workers import ThreadWorkers, is_no_space
 from node.metadata import Metadata, Voting
 from node.rings import Rings, default_budget
 from node.standing import Standing
@@ -82,9 +82,7 @@ class Broker:
         self.metadata = Metadata(
             storage,
             str(self._data_dir),
-            Voting(
-                cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters
-            ),
+            Voting(cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters),
             topic_defaults=cluster.topic_defaults,
             settings=cluster.settings,
             clock=clock,

@@ -45,7 +45,6 @@ from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
 from shmlog.ring.writer import RingWriter
 
-
 CHANGE_NS = 2 * NS_PER_S
 FATE_UNKNOWN = (Code.BROKER_NOT_AVAILABLE, Code.REQUEST_TIMED_OUT)
 
@@ -82,9 +81,10 @@ class Catalog:
             context.clock, send, self.find, self._settled_by_report, self._grown, self._cut
         )
         self.upkeep = Upkeep(context.clock, workers, self._synced)
-        self._opening: set[tuple[bytes, int]] = set()
+        self._busy: set[tuple[str, int]] = (
+            set()
+        )  # names whose directory a worker opens, or has to cut
         self._unopened: set[bytes] = set()  # topics with partitions that found no space
-        self._cuts: dict[Partition, Truncation] = {}  # to begin once nothing else runs on the log
         self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
         self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
@@ -94,7 +94,7 @@ class Catalog:
     @property
     def is_open(self) -> bool:
         """Are all hosted partitions of the image open?"""
-        return not self._opening
+        return not self._busy
 
     def begin(self) -> None:
         """At the start, once the image is known: open what is hosted, set strays aside."""
@@ -132,20 +132,26 @@ class Catalog:
         for state in topic.partitions:
             if not self._hosts(state):
                 continue
-            partition = self._context.partitions.get((topic.name, state.partition))
-            key = (topic.topic_id, state.partition)
-            if partition is not None and partition.topic_id == topic.topic_id:
+            name = TopicPartition(topic.name, state.partition)
+            partition = self._context.partitions.get(name)
+            if partition is not None:
                 self._apply(partition, topic, state)
-            elif key not in self._opening:
-                self._opening.add(key)
+            elif name not in self._busy:  # else, be it for a topic of that name before: afterwards
+                self._busy.add(name)
                 opening = partial(
                     self._open, topic, state, same_boot=self._same_boot, clean=self._clean
                 )
                 self._workers.submit(lane, opening, partial(self._opened, topic, state))
 
-    def _open(
-        self, topic: Topic, state: PartitionRecord, *, same_boot: bool, clean: bool
-    ) -> Log:
+    def _free(self, name: TopicPartition, log: Log) -> None:
+        """The topic of a log was deleted while a worker had it: only now may a new one have the name."""
+        self._busy.discard(name)
+        self._delete(log)
+        successor = self._context.metadata.image.topics.get(name.topic)
+        if successor is not None:
+            self._follow_topic(successor)
+
+    def _open(self, topic: Topic, state: PartitionRecord, *, same_boot: bool, clean: bool) -> Log:
         return Log.open(
             self._storage,
             f"{self._data_dir}/{paths.partition_dir(topic.name, state.partition)}",
@@ -161,26 +167,26 @@ class Catalog:
     def _opened(
         self, topic: Topic, state: PartitionRecord, log: object, error: BaseException | None
     ) -> None:
-        self._opening.discard((topic.topic_id, state.partition))
+        name = TopicPartition(topic.name, state.partition)
+        self._busy.discard(name)
         if is_no_space(error):
-            journal.warning("no space to open", partition=f"{topic.name}-{state.partition}")
+            journal.warning("no space to open", partition=str(name))
             self._unopened.add(topic.topic_id)
             return
         if error is not None:
             raise error
         assert isinstance(log, Log)
-        name = TopicPartition(topic.name, state.partition)
         if log.recovery.cut_bytes:
             journal.warning("torn tail cut", partition=str(name), cut_bytes=log.recovery.cut_bytes)
+        current = self._context.metadata.image.by_id(topic.topic_id)
+        if current is None:
+            self._free(name, log)
+            return
         broker = self._context.identity.broker
         partition = Partition(
             name, topic.topic_id, log, topic.config, state, broker, self._context.clock
         )
         self._context.partitions[name] = partition
-        current = self._context.metadata.image.by_id(topic.topic_id)
-        if current is None:
-            self._close(partition, delete=True)
-            return
         self._apply(partition, current, current.partitions[state.partition])
         for waiter in self._context.purgatory.drop_key(("image", METADATA)):
             waiter.resume()
@@ -286,7 +292,8 @@ class Catalog:
     def _cut(self, partition: Partition, truncation: Truncation) -> None:
         """Cut a followed log, in the file worker's queue: T2."""
         end = partition.log.log_end_offset
-        if truncation.end_offset == end and not truncation.anew:
+        entries = partition.log.epochs.entries
+        if truncation == (end, False) and not (entries and entries[-1][1] >= end):
             partition.was_cut()
             return
         journal.event(
@@ -297,23 +304,15 @@ class Catalog:
             to_offset=truncation.end_offset,
             anew=truncation.anew,
         )
-        self.upkeep.pause(partition)
+        self.upkeep.forget(partition)
         partition.cutting = True
-        self._cuts[partition] = truncation
-
-    def begin_cuts(self) -> None:
-        """Begin the cuts whose logs no worker has anything to do with any more."""
-        for partition in [p for p in self._cuts if not self.upkeep.is_busy(p)]:
-            self._begin_cut(partition, self._cuts.pop(partition))
-
-    def _begin_cut(self, partition: Partition, truncation: Truncation) -> None:
         act = partition.log.start_anew if truncation.anew else partition.log.truncate_to
 
         def done(_: object, error: BaseException | None) -> None:
             if error is not None:
                 raise error
             if self._context.partitions.get(partition.name) is not partition:
-                self._delete(partition)  # its topic was deleted meanwhile
+                self._free(partition.name, partition.log)
                 return
             partition.was_cut()
             self.replication.follow(partition)
@@ -414,14 +413,18 @@ class Catalog:
         self.replication.forget(partition)
         self._release_ring(partition)
         self._wake_all(partition)
-        if delete and not partition.cutting:  # else when the cut has ended
-            self._delete(partition)
+        if not delete:
+            return
+        if partition.cutting:
+            self._busy.add(partition.name)
+        else:
+            self._delete(partition.log)
 
-    def _delete(self, partition: Partition) -> None:
+    def _delete(self, log: Log) -> None:
         # In the file worker's queue, behind whatever is still to be done to these files.
         self._workers.submit(
             Lane.FILES,
-            partial(move_to_deleted, self._storage, self._data_dir, partition.log),
+            partial(move_to_deleted, self._storage, self._data_dir, log),
             _raise_error,
         )
 
@@ -447,7 +450,9 @@ class Catalog:
             self._storage.rename(f"{self._data_dir}/{name}", f"{self._data_dir}/{stray}")
             journal.warning("unknown directory set aside", directory=name, renamed=stray)
 
-    def registration(self, registration: peers.RegisterBroker) -> peers.RegisterBroker:
+    def registration(
+        self, registration: peers.RegisterBroker, *, again: bool
+    ) -> peers.RegisterBroker:
         """With what is found in the logs (E2): for a recovery election the ends of all replicas count."""
         reports = tuple(
             peers.ReplicaReport(
@@ -456,6 +461,7 @@ class Catalog:
                 p.log.last_epoch_before(p.log.log_end_offset),
                 p.log.log_end_offset,
                 p.log.recovery.lossy,
+                p.leader_epoch if again else -1,
             )
             for p in self._context.partitions.values()
         )

@@ -51,7 +51,7 @@ from shmlog.errors import (
 )
 from shmlog.log import checkpoint, paths
 from shmlog.log.log import Log
-from shmlog.log.replica import check_replica_batches
+from shmlog.log.received import check_replica_batches
 from shmlog.log.storage import Storage
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
@@ -95,9 +95,7 @@ class _Waiting(NamedTuple):
     deadline_ns: int
 
 
-def open_log(
-    storage: Storage, data_dir: str, clock: Clock, *, same_boot: bool, clean: bool
-) -> Log:
+def open_log(storage: Storage, data_dir: str, clock: Clock, *, same_boot: bool, clean: bool) -> Log:
     """The metadata log of a data directory."""
     config = TopicConfig(
         durability="disk",
@@ -272,6 +270,12 @@ class Metadata:
         elif isinstance(message, peers.AppendAnswer) and self.controller is not None:
             self.controller.beat(message.broker, message.incarnation, message.image_offset, now_ns)
 
+    def peer_died(self, broker: int, incarnation: int, now_ns: int) -> None:
+        """That incarnation is proven dead."""
+        self.raft.peer_died(broker, now_ns)
+        if self.controller is not None:
+            self.controller.died(broker, incarnation, now_ns)
+
     def is_anyone_late(self, now_ns: int) -> bool:
         """Has somebody not been heard for longer than a heartbeat explains?"""
         patience_ns = 2 * self._settings.broker_heartbeat * NS_PER_MS
@@ -423,7 +427,11 @@ class Metadata:
             founding = self.log.log_end_offset == 0
             first: Record = ClusterRecord(self.voting.cluster) if founding else NoopRecord()
             self._append([first], now_ns)
-        if self.controller is None and raft.is_leader_ready and self.image.offset >= raft.commit_offset:
+        if (
+            self.controller is None
+            and raft.is_leader_ready
+            and self.image.offset >= raft.commit_offset
+        ):
             self._become_controller(now_ns)
         if self.controller is not None and raft.commit_offset == self.log.log_end_offset:
             self._plan(self.controller, now_ns)
@@ -431,12 +439,13 @@ class Metadata:
     def _become_controller(self, now_ns: int) -> None:
         voting = self.voting
         self.controller = Controller(
-            broker=voting.broker,
+            voting.broker,
+            voting.incarnation,
+            voting.brokers,
+            self._settings,
+            self.image,
+            now_ns,
             boot_id=voting.boot_id,
-            brokers=voting.brokers,
-            settings=self._settings,
-            image=self.image,
-            now_ns=now_ns,
             last_heard=self._heard,
         )
         journal.event("controller", term=self.raft.term, metadata_offset=self.image.offset)

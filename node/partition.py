@@ -49,7 +49,7 @@ from shmlog.ids import TopicPartition
 from shmlog.log.jobs import Job
 from shmlog.log.log import Log
 from shmlog.log.producers import Undo
-from shmlog.log.replica import check_replica_batches
+from shmlog.log.received import check_replica_batches
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
@@ -103,7 +103,7 @@ class Partition:
         self.next_offset = log.log_end_offset
         self._broker = broker
         # What is known to be committed while this broker does not lead: as it was written down last.
-        self._high_watermark = min(log.recovered_high_watermark, log.log_end_offset)
+        self._high_watermark = log.high_watermark
         self._clock = clock
         self._last_append_time_ns = log.last_append_time_ns
         self._pending: list[tuple[batches.BatchHeader, memoryview]] = []
@@ -160,9 +160,7 @@ class Partition:
         if self.follower is None:
             self.resign()
             self.follower = Follower(high_watermark=self._high_watermark)
-        self.follower.follow(
-            state.leader, state.leader_epoch, state.started, state.recovery_epoch
-        )
+        self.follower.follow(state.leader, state.leader_epoch, state.started, state.recovery_epoch)
 
     def stop_following(self) -> None:
         """This broker was elected."""

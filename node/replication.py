@@ -229,9 +229,7 @@ class Replication:
                     partition.log.epochs.last_epoch,
                 )
             )
-        fetch = peers.ReplicaFetch(
-            seq=self._seq, partitions=positions, max_wait_ms=FETCH_WAIT_MS
-        )
+        fetch = peers.ReplicaFetch(seq=self._seq, partitions=positions, max_wait_ms=FETCH_WAIT_MS)
         self._send(leader, fetch, ())
 
     def handle_epochs(self, message: peers.EpochAnswer, now_ns: int) -> None:
@@ -300,9 +298,7 @@ class Replication:
             if frame:
                 partition.append_replica(frame)
                 self._written(partition)
-            follower.fetched(
-                entry.leader_epoch, entry.high_watermark, partition.log.log_end_offset
-            )
+            follower.fetched(entry.leader_epoch, entry.high_watermark, partition.log.log_end_offset)
         except CorruptMessage as error:
             journal.warning("fetched damage", partition=str(partition.name), reason=str(error))
             pull.paused[key] = now_ns + PAUSE_NS
@@ -383,9 +379,7 @@ class Replication:
                 error = int(Code.OFFSET_OUT_OF_RANGE)
             if not error and wanted.position < end and (first or room > 0):
                 error, data = self._read_for(partition, key, wanted.position, room, first)
-        entry = peers.FetchedPartition(
-            *key, error, epoch, len(data), high_watermark, log_start
-        )
+        entry = peers.FetchedPartition(*key, error, epoch, len(data), high_watermark, log_start)
         return entry, data
 
     def _read_for(

@@ -24,8 +24,10 @@ from node.partition import Partition
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import (
     Code,
+    InvalidConfig,
     InvalidRequest,
     LeaderUnavailable,
+    Outdated,
     RequestTimedOut,
     ShmlogError,
 )
@@ -67,10 +69,13 @@ class Standing:
         self._opened = False
         self.is_registered = False
         self._told: tuple[int, int] | None = None  # (controller, term) that knows this broker
+        self._vacancies: frozenset[tuple[bytes, int, int]] = frozenset()  # told, or about to be
         self._asking = False
         self._retry_ns = 0
         self._moves: dict[Partition, _Move] = {}
-        self._in_sync_since: dict[Partition, int] = {}  # the preferred leader, where it does not lead
+        self._in_sync_since: dict[
+            Partition, int
+        ] = {}  # the preferred leader, where it does not lead
         self._next_preferred_ns = 0
         self._leaving_since_ns: int | None = None
         self._left_told = False
@@ -109,12 +114,31 @@ class Standing:
             self._registered()
         elif self.is_registered and not mine:
             # A later incarnation is registered: it holds the directory, so this cannot be. Do no harm.
-            raise InvalidRequest("another process has registered as this broker", code=Code.DUPLICATE_BROKER_REGISTRATION)
+            raise InvalidConfig(
+                "another process has registered as this broker",
+                code=Code.DUPLICATE_BROKER_REGISTRATION,
+            )
+        vacancies = frozenset(
+            (state.topic_id, state.partition, state.leader_epoch)
+            for topic in image.topics.values()
+            for state in topic.partitions
+            if state.leader == -1 and self._registration.id in state.replicas
+        )
+        if vacancies - self._vacancies:
+            self._told = (
+                None  # a recovery election may need to know how far this broker's replicas reach
+            )
+        self._vacancies = vacancies
 
     def _register(self, now_ns: int) -> None:
         metadata = self._context.metadata
         controller = (metadata.controller_id, metadata.raft.term)
-        if self._asking or controller == self._told or controller[0] == -1 or now_ns < self._retry_ns:
+        if (
+            self._asking
+            or controller == self._told
+            or controller[0] == -1
+            or now_ns < self._retry_ns
+        ):
             return
         self._asking, self._retry_ns = True, 0
 
@@ -123,11 +147,11 @@ class Standing:
             if error is None:
                 self._told = controller
                 return
-            if not error.retriable:
+            if not (error.retriable or isinstance(error, Outdated)):
                 raise error
             self._retry_ns = self._context.clock.monotonic_ns() + RETRY_NS
 
-        change = self._catalog.registration(self._registration)
+        change = self._catalog.registration(self._registration, again=self.is_registered)
         metadata.submit(change, done, now_ns + CHANGE_NS)
 
     # -- hand-over ------------------------------------------------------------------------------------
@@ -140,7 +164,8 @@ class Standing:
         if preferred == self._registration.id:
             done(
                 InvalidRequest(
-                    f"{partition.name} is led by its preferred leader", code=Code.ELECTION_NOT_NEEDED
+                    f"{partition.name} is led by its preferred leader",
+                    code=Code.ELECTION_NOT_NEEDED,
                 )
             )
         elif partition in self._moves:
@@ -173,7 +198,9 @@ class Standing:
                 self._end_move(
                     partition,
                     move,
-                    RequestTimedOut(f"broker {move.target} does not catch up with {partition.name}"),
+                    RequestTimedOut(
+                        f"broker {move.target} does not catch up with {partition.name}"
+                    ),
                 )
 
     def _end_move(self, partition: Partition, move: _Move, error: ShmlogError) -> None:

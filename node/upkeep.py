@@ -27,9 +27,7 @@ NO_SPACE_PAUSE_NS = NS_PER_S
 class Upkeep:
     """Chores of every hosted partition. `synced(partition)` is called when a sync has ended."""
 
-    def __init__(
-        self, clock: Clock, workers: Workers, synced: Callable[[Partition], None]
-    ) -> None:
+    def __init__(self, clock: Clock, workers: Workers, synced: Callable[[Partition], None]) -> None:
         self._clock = clock
         self._workers = workers
         self._ended = synced
@@ -56,21 +54,12 @@ class Upkeep:
         """The partition's log start has moved: soon a checkpoint."""
         self._checkpoint_due.setdefault(partition, self._clock.monotonic_ns())
 
-    def pause(self, partition: Partition) -> None:
-        """Begin nothing more for the partition until it is written to or trimmed."""
-        self._sync_due.pop(partition, None)
-        self._checkpoint_due.pop(partition, None)
-
     def forget(self, partition: Partition) -> None:
         """The partition is closed."""
         self._sync_due.pop(partition, None)
         self._checkpoint_due.pop(partition, None)
         self._no_space.pop(partition, None)
         self._checkpointing.discard(partition)
-
-    def is_busy(self, partition: Partition) -> bool:
-        """Does a worker have something to do with the partition's log?"""
-        return any(partition in at_work for at_work in (self._syncing, self._allocating, self._checkpointing))
 
     def turn(self) -> None:
         """Begin what is due."""

@@ -55,6 +55,7 @@ class ClusterFile:
     path: Path
     cluster: str
     brokers: tuple[int, ...]
+    voters: tuple[int, ...]
     topic_defaults: dict[str, Any]
     settings: ClusterConfig
 
@@ -112,6 +113,11 @@ def run_dir(path: Path) -> Path:
 def client_socket(path: Path, broker: int) -> Path:
     """Where a broker's clients connect. Raises InvalidConfig: too long for a socket."""
     return _socket(path, f"broker-{broker}.sock")
+
+
+def peer_socket(path: Path, broker: int) -> Path:
+    """Where other brokers connect. Raises InvalidConfig: too long for a socket."""
+    return _socket(path, f"broker-{broker}.peer.sock")
 
 
 def supervisor_socket(path: Path) -> Path:
@@ -264,15 +270,16 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
         raise InvalidConfig(f"cluster = {cluster!r}: must be letters and digits")
     if not (isinstance(brokers, list) and all(type(b) is int for b in brokers)):
         raise InvalidConfig(f"brokers = {brokers!r}: must be a list of whole numbers")
-    if len(brokers) != 1 or brokers[0] < 0:
-        raise InvalidConfig(f"brokers = {brokers!r}: there is one broker in this version")
+    if not brokers or min(brokers) < 0 or len(set(brokers)) != len(brokers):
+        raise InvalidConfig(f"brokers = {brokers!r}: must be different numbers from 0 on")
+    voters = brokers[: 5 if len(brokers) > 4 else 3 if len(brokers) > 2 else 1]
     topic_defaults, settings = toml.get("topic", {}), toml.get("settings", {})
     if not (isinstance(topic_defaults, dict) and isinstance(settings, dict)):
         raise InvalidConfig("topic and settings must be tables: [topic], [settings]")
     topic_defaults = check_all(topic_defaults, TOPIC_SETTINGS)
     TopicConfig(**topic_defaults)  # raises where they contradict each other
     settings = ClusterConfig(**check_all(settings, CLUSTER_SETTINGS))
-    return ClusterFile(path, cluster, tuple(brokers), topic_defaults, settings)
+    return ClusterFile(path, cluster, tuple(brokers), tuple(voters), topic_defaults, settings)
 
 
 # -- who lives ------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ class Code(enum.IntEnum):
     BROKER_NOT_AVAILABLE = 8
     MESSAGE_TOO_LARGE = 10
     INVALID_TOPIC_EXCEPTION = 17
+    NOT_ENOUGH_REPLICAS = 19
+    NOT_ENOUGH_REPLICAS_AFTER_APPEND = 20
     INVALID_REQUIRED_ACKS = 21
     TOPIC_AUTHORIZATION_FAILED = 29
     INVALID_TIMESTAMP = 32
@@ -43,9 +45,13 @@ class Code(enum.IntEnum):
     UNKNOWN_LEADER_EPOCH = 75
     UNSUPPORTED_COMPRESSION_TYPE = 76
     STALE_BROKER_EPOCH = 77
+    OFFSET_NOT_AVAILABLE = 78
+    PREFERRED_LEADER_NOT_AVAILABLE = 80
+    ELECTION_NOT_NEEDED = 84
     INVALID_RECORD = 87
     INVALID_UPDATE_VERSION = 95
     UNKNOWN_TOPIC_ID = 100
+    DUPLICATE_BROKER_REGISTRATION = 101
     INCONSISTENT_TOPIC_ID = 103
     INELIGIBLE_REPLICA = 107
     NEW_LEADER_ELECTED = 108
@@ -118,6 +124,12 @@ class LeaderUnavailable(RetriableError):
     """No leader just now."""
 
     default = Code.LEADER_NOT_AVAILABLE
+
+
+class NotEnoughReplicas(RetriableError):
+    """Fewer in-sync replicas live than `min_insync_replicas`: nothing was written (19), or not committed (20)."""
+
+    default = Code.NOT_ENOUGH_REPLICAS
 
 
 class RequestTimedOut(RetriableError):
@@ -299,6 +311,10 @@ TABLE: dict[Code, Entry] = {
         RecordTooLarge, 1, "send less at once, or raise max.message.bytes"
     ),
     Code.INVALID_TOPIC_EXCEPTION: Entry(InvalidRequest, 1, "use 1 to 249 of A-Z a-z 0-9 . _ -"),
+    Code.NOT_ENOUGH_REPLICAS: Entry(NotEnoughReplicas, 5, "wait for replicas to come back"),
+    Code.NOT_ENOUGH_REPLICAS_AFTER_APPEND: Entry(
+        NotEnoughReplicas, 5, "it is in the log: send the same sequence again"
+    ),
     Code.INVALID_REQUIRED_ACKS: Entry(InvalidRequest, 2, 'use "all", "1" or "0"'),
     Code.TOPIC_AUTHORIZATION_FAILED: Entry(NotAllowed, 1, "internal topics are the brokers' own"),
     Code.INVALID_TIMESTAMP: Entry(InvalidRequest, 1, "check the clock that made the timestamp"),
@@ -319,9 +335,19 @@ TABLE: dict[Code, Entry] = {
         UnsupportedCompression, 1, "pip install 'shmlog[compression]'"
     ),
     Code.STALE_BROKER_EPOCH: Entry(Outdated, 1, "brokers only: register again"),
+    Code.OFFSET_NOT_AVAILABLE: Entry(
+        LeaderUnavailable, 5, "wait: a new leader does not know it yet"
+    ),
+    Code.PREFERRED_LEADER_NOT_AVAILABLE: Entry(
+        LeaderUnavailable, 5, "wait until that replica is in sync"
+    ),
+    Code.ELECTION_NOT_NEEDED: Entry(InvalidRequest, 0, "nothing to do: it leads already"),
     Code.INVALID_RECORD: Entry(InvalidRecord, 1, "see docs/protocol.md, record batch"),
     Code.INVALID_UPDATE_VERSION: Entry(Outdated, 1, "brokers only: read the image again"),
     Code.UNKNOWN_TOPIC_ID: Entry(UnknownTopic, 3, "the topic was deleted; refresh the metadata"),
+    Code.DUPLICATE_BROKER_REGISTRATION: Entry(
+        InvalidConfig, 2, "another process is this broker: end one of the two"
+    ),
     Code.INCONSISTENT_TOPIC_ID: Entry(UnknownTopic, 3, "the name has another topic; refresh"),
     Code.INELIGIBLE_REPLICA: Entry(Outdated, 1, "brokers only: read the image again"),
     Code.NEW_LEADER_ELECTED: Entry(Outdated, 1, "brokers only: read the image again"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from shmlog.log.jobs import Job
@@ -22,6 +23,7 @@ def batch(
     count: int = 1,
     *,
     value: bytes = b"v",
+    values: Sequence[bytes] | None = None,
     epoch: int = 0,
     topic_id: bytes = TOPIC_ID,
     partition: int = 3,
@@ -31,9 +33,9 @@ def batch(
     producer_epoch: int = -1,
     sequence: int = -1,
 ) -> Stamped:
-    """A batch as a leader would append it; record i's value is `value` and its offset."""
+    """A batch as a leader would append it; record i's value is `value` and its offset, unless given."""
     data = build(
-        [b"%s%d" % (value, base_offset + i) for i in range(count)],
+        [b"%s%d" % (value, base_offset + i) for i in range(count)] if values is None else values,
         timestamps=timestamps,
         producer_id=producer_id,
         producer_epoch=producer_epoch,
@@ -75,6 +77,16 @@ def append(log: Log, count: int = 1, **fields: Any) -> Stamped:
     return one
 
 
+def add(log: Log, *sizes: int, epoch: int = 0, fill: bytes = b"v") -> list[Stamped]:
+    """Append one batch per size, of that many records of 40 bytes, in one call."""
+    batches, offset = [], log.log_end_offset
+    for size in sizes:
+        batches.append(batch(offset, values=[fill * 40] * size, epoch=epoch))
+        offset += size
+    log.append(batches, 0)
+    return batches
+
+
 def run(job: Job | None) -> None:
     """As a worker would."""
     if job is not None:
@@ -89,17 +101,27 @@ def sync(log: Log) -> None:
         log.finish_sync(job)
 
 
-def read_all(log: Log, end_offset: int | None = None) -> list[bytes]:
-    """The batches from the log start to the end, each as bytes."""
-    end_offset = log.log_end_offset if end_offset is None else end_offset
+def checkpoint(log: Log, high_watermark: int | None = None) -> None:
+    """Write the checkpoint, as a worker would."""
+    run(log.checkpoint_job(log.synced_end_offset if high_watermark is None else high_watermark))
+
+
+def read_stamped(log: Log, *, max_bytes: int = 1 << 20) -> list[Stamped]:
+    """The batches from the log start to the end."""
     offset, found = log.log_start_offset, []
-    while offset < end_offset:
-        data = log.read(offset, max_bytes=1 << 20, end_offset=end_offset)
-        assert data, f"nothing at {offset} below {end_offset}"
+    while offset < log.log_end_offset:
+        data = log.read(offset, max_bytes=max_bytes, end_offset=log.log_end_offset)
+        assert data, f"nothing at {offset} below {log.log_end_offset}"
         for position, header in iterate(data):
-            found.append(data[position : position + header.batch_size])
+            assert header.base_offset <= offset
+            found.append((header, data[position : position + header.batch_size]))
             offset = header.end_offset
     return found
+
+
+def read_all(log: Log) -> list[bytes]:
+    """The batches from the log start to the end, each as bytes."""
+    return [data for _, data in read_stamped(log)]
 
 
 def values(batches: list[bytes]) -> list[bytes]:

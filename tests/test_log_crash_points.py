@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import log_parts as lp
+import log_support as ls
 import pytest
 
 from shmlog.log.log import Log
@@ -25,7 +25,7 @@ class World:
     """A log at work, and what its user knows."""
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
-    attempted: list[lp.Stamped] = field(default_factory=list)
+    attempted: list[ls.Stamped] = field(default_factory=list)
     written: int = 0  # the end of what append has returned for
     synced: int = 0  # the end of what a finished sync covers
     log_start: int = 0
@@ -34,7 +34,7 @@ class World:
 
     def opened(self) -> Log:
         if self.log is None:
-            self.log = lp.open_log(self.storage)
+            self.log = ls.open_log(self.storage)
         return self.log
 
 
@@ -44,7 +44,14 @@ def append(world: World, *sizes: int) -> None:
     for size in sizes:
         sequence = sum(h.record_count for h, _ in world.attempted)
         values = [b"%04d" % (offset + i) * 9 for i in range(size)]
-        one = lp.make(offset, values, epoch=world.epoch, producer=(7, 0, sequence))
+        one = ls.batch(
+            offset,
+            values=values,
+            epoch=world.epoch,
+            producer_id=7,
+            producer_epoch=0,
+            sequence=sequence,
+        )
         batches.append(one)
         world.attempted.append(one)
         offset += size
@@ -64,7 +71,7 @@ def rolling(world: World) -> None:
 
 
 def sync(world: World) -> None:
-    lp.sync(world.opened())
+    ls.sync(world.opened())
     world.synced = world.opened().synced_end_offset
 
 
@@ -80,7 +87,7 @@ def late_sync(world: World) -> None:
 
 
 def checkpoint(world: World) -> None:
-    lp.checkpoint(world.opened())
+    ls.checkpoint(world.opened())
 
 
 def allocate(world: World) -> None:
@@ -101,7 +108,7 @@ def reopen(world: World) -> None:
     log = world.opened()
     log.close(log.log_end_offset)
     world.synced = log.synced_end_offset
-    world.log = lp.open_log(world.storage, clean=True)
+    world.log = ls.open_log(world.storage, clean=True)
 
 
 STEPS: list[Callable[[World], None]] = [
@@ -111,7 +118,7 @@ STEPS: list[Callable[[World], None]] = [
 
 def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) -> int:
     """Open the log of an image; its end."""
-    log = lp.open_log(image, same_boot=same_boot)
+    log = ls.open_log(image, same_boot=same_boot)
     end = log.log_end_offset
     assert least <= end, f"offsets {end} to {least} are gone"
     assert log.log_start_offset <= world.log_start
@@ -120,7 +127,7 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
         for header, data in world.attempted
         if header.end_offset > log.log_start_offset and header.end_offset <= end
     ]
-    assert [data for _, data in lp.read_all(log)] == expected
+    assert [data for _, data in ls.read_stamped(log)] == expected
     assert log.synced_end_offset == end
     check_derived(log)
     return end
@@ -129,16 +136,16 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
 def check_derived(log: Log) -> None:
     """Epochs and producers are those of the batches; the log goes on."""
     starts: dict[int, int] = {}
-    for header, _ in lp.read_all(log):
+    for header, _ in ls.read_stamped(log):
         starts.setdefault(header.leader_epoch, max(header.base_offset, log.log_start_offset))
     known = [entry for entry in log.epochs.entries if entry[1] < log.log_end_offset]
     assert known == sorted(starts.items())
-    kept = lp.read_all(log)
+    kept = ls.read_stamped(log)
     if kept:
         header = kept[-1][0]
         assert log.producers.check(header) is not None, "the last batch is not known any more"
-    log.append([lp.make(log.log_end_offset, [b"next"], epoch=99)], 0)
-    assert lp.values_of(lp.read_all(log)[-1]) == [b"next"]
+    log.append([ls.batch(log.log_end_offset, values=[b"next"], epoch=99)], 0)
+    assert ls.values(ls.read_all(log)[-1:]) == [b"next"]
 
 
 def recover_with_crashes(image: MemoryStorage, world: World, least: int, same_boot: bool) -> None:
@@ -152,7 +159,7 @@ def recover_with_crashes(image: MemoryStorage, world: World, least: int, same_bo
 
     copy = image.after_kill(random.Random(0))
     image.on_operation = stop
-    lp.open_log(image, same_boot=same_boot)
+    ls.open_log(image, same_boot=same_boot)
     image.on_operation = None
     end = check(copy, world, least, same_boot=same_boot)
     for again in images:

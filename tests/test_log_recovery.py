@@ -56,14 +56,14 @@ def test_a_torn_tail_is_cut_and_all_before_it_stays(left: int, same_boot: bool) 
     storage = MemoryStorage()
     _, written = ten(storage, synced=5)
     storage = killed(storage)
-    torn = batch(40, 4)[1][:left]
+    torn = batch(40, 4, epoch=2)[1][:left]
     file = storage.open(FIRST)
     file.pwrite([torn], file.size())
     log = open_log(storage, config=BIG, same_boot=same_boot)
     assert log.log_end_offset == log.synced_end_offset == 40
     assert log.recovery.cut_bytes == len(torn)
     assert read_all(log) == written
-    written.append(append(log, 2)[1])
+    written.append(append(log, 2, epoch=2)[1])
     log = open_log(killed(storage), config=BIG)
     assert read_all(log) == written
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import random
 
-import log_parts as lb
 import pytest
-from log_parts import add, checkpoint, make, open_log, read_all, sync
+from log_support import DIRECTORY, add, batch, checkpoint, config, open_log, read_stamped, sync
 
 from shmlog.errors import CorruptLog
 from shmlog.log import paths
 from shmlog.log.storage import MemoryStorage
 from shmlog.log.verify import verify
-from shmlog.settings import TopicConfig
+from shmlog.settings import MIB
 
-D = lb.DIRECTORY
+D = DIRECTORY
 
 
 def restarted(storage: MemoryStorage) -> MemoryStorage:
@@ -35,7 +34,7 @@ def test_an_index_older_than_its_segment_is_not_believed() -> None:
     assert log.segment_count > 2
     storage.files[f"{D}/00000000000000000000.index"].data[:] = stale
     log = open_log(restarted(storage))
-    assert read_all(log) == first + more
+    assert read_stamped(log) == first + more
 
 
 def test_segments_that_vanished_are_reported_not_skipped() -> None:
@@ -72,7 +71,7 @@ def test_a_kill_between_a_trim_and_the_checkpoint_loses_nothing_and_starts() -> 
         job.run()
         again = open_log(restarted(storage))
         assert again.log_start_offset == 35
-        assert read_all(again) == batches[3:]
+        assert read_stamped(again) == batches[3:]
 
 
 @pytest.mark.parametrize("where", ["synced", "not synced"])
@@ -107,7 +106,7 @@ def test_a_damaged_epoch_file_is_rebuilt_from_the_batches() -> None:
 def test_a_batch_of_another_topic_is_never_cut_away() -> None:
     storage = MemoryStorage()
     log = open_log(storage, topic_id=bytes(16))
-    log.append([make(0, [b"x" * 40] * 5, topic_id=bytes(16))], 0)
+    log.append([batch(0, values=[b"x" * 40] * 5, topic_id=bytes(16))], 0)
     sync(log)
     for name in ("checkpoint", "checkpoint.previous"):
         storage.files.pop(f"{D}/{name}", None)
@@ -122,7 +121,7 @@ def test_a_topic_recreated_twice_under_one_name_keeps_every_old_directory() -> N
     for generation in range(4):
         log = open_log(storage, topic_id=bytes([generation % 2]) * 16)
         log.append(
-            [make(0, [b"%d" % generation], topic_id=bytes([generation % 2]) * 16)],
+            [batch(0, values=[b"%d" % generation], topic_id=bytes([generation % 2]) * 16)],
             0,
         )
         sync(log)
@@ -134,13 +133,13 @@ def test_a_batch_inside_a_torn_batch_is_payload_not_rot() -> None:
     storage = MemoryStorage()
     log = open_log(storage)
     kept = add(log, 2)
-    _, inner = make(3, [b"looks like the batch behind this one"])
-    _, outer = make(2, [inner, b"tail" * 50])
+    _, inner = batch(3, values=[b"looks like the batch behind this one"])
+    _, outer = batch(2, values=[inner, b"tail" * 50])
     # Values lie side by side at a multiple of 8 in the batch, so the inner one is aligned.
     storage.open(f"{D}/00000000000000000000.log").pwrite([outer[:-40]], len(kept[0][1]))
     log = open_log(storage)
     assert log.log_end_offset == 2
-    assert read_all(log) == kept
+    assert read_stamped(log) == kept
 
 
 def test_a_new_directory_is_durable_before_anything_in_it_counts() -> None:
@@ -150,13 +149,13 @@ def test_a_new_directory_is_durable_before_anything_in_it_counts() -> None:
     sync(log)
     for seed in range(20):
         image = storage.after_power_cut(random.Random(seed))
-        assert read_all(open_log(image, same_boot=False)) == batches
+        assert read_stamped(open_log(image, same_boot=False)) == batches
 
 
 def test_a_batch_with_a_damaged_header_is_not_skipped_by_a_read_behind_it() -> None:
     storage = MemoryStorage()
-    config = TopicConfig(index_interval_bytes=1 << 20)
-    log = open_log(storage, config=config)
+    large = config(segment_bytes=64 * MIB, index_interval_bytes=1 << 20)
+    log = open_log(storage, config=large)
     add(log, 5)
     (_, second), *_ = add(log, 5)
     add(log, 5)
@@ -202,15 +201,14 @@ def test_no_file_is_closed_or_removed_while_a_worker_syncs_or_allocates_it() -> 
 
 def test_rot_far_behind_in_a_large_segment_is_found_in_pieces() -> None:
     storage = MemoryStorage()
-    config = TopicConfig(index_interval_bytes=1 << 20)
-    log = open_log(storage, config=config)
+    large = config(segment_bytes=64 * MIB, index_interval_bytes=1 << 20)
+    log = open_log(storage, config=large)
     for _ in range(40):
-        batch = make(log.log_end_offset, [bytes(200_000)])
-        log.append([batch], 0)
+        log.append([batch(log.log_end_offset, values=[bytes(200_000)])], 0)
     data = storage.files[f"{D}/00000000000000000000.log"].data
     data[0:64] = b"\xff" * 64
     with pytest.raises(CorruptLog) as raised:
-        open_log(restarted(storage), config=config)
+        open_log(restarted(storage), config=large)
     assert (raised.value.log_start, raised.value.high_watermark) == (0, 1)
 
 
@@ -251,7 +249,7 @@ def test_a_torn_tail_leaves_the_file_and_not_only_the_count() -> None:
     log = open_log(storage)
     kept = add(log, 2)
     name = f"{D}/00000000000000000000.log"
-    _, torn = make(2, [b"x" * 300])
+    _, torn = batch(2, values=[b"x" * 300])
     storage.open(name).pwrite([torn[:-40]], len(kept[0][1]))
     log = open_log(storage)
     assert log.recovery.cut_bytes == len(torn) - 40
@@ -272,4 +270,4 @@ def test_a_log_start_above_the_synced_end_hides_nothing_after_a_power_cut() -> N
         again = open_log(storage.after_power_cut(random.Random(seed)), same_boot=False)
         assert again.log_start_offset <= 5 <= again.log_end_offset
         more = add(again, 1)
-        assert read_all(again)[-1:] == more
+        assert read_stamped(again)[-1:] == more

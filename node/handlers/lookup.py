@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from node.core.cluster.controller import check_topic_name, topic_of
+from typing import Any
+
 from node.core.cluster.image import PartitionRecord, Topic
+from node.core.cluster.topics import check_topic_name, topic_of
 from node.handlers.exchange import Context
 from node.partition import Partition
 from shmlog.errors import Code, LeaderUnavailable, NotLeader, ShmlogError, UnknownTopic
@@ -69,7 +71,11 @@ def find_partition(
 
 def not_leader(context: Context, name: str, state: PartitionRecord) -> ShmlogError:
     """Why this broker does not serve the partition: who leads it, and where that one is asked."""
-    facts = {"topic": name, "partition": state.partition, "leader_epoch": state.leader_epoch}
+    facts: dict[str, Any] = {
+        "topic": name,
+        "partition": state.partition,
+        "leader_epoch": state.leader_epoch,
+    }
     leader = context.metadata.image.brokers.get(state.leader)
     if leader is None:
         return LeaderUnavailable(f"{name}-{state.partition} has no leader now", leader=-1, **facts)

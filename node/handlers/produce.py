@@ -203,9 +203,7 @@ def produce_fast(
     _park(context, exchange, entries, request.acks, simple=False)
 
 
-def _append(
-    context: Context, entry: _Entry, partition: Partition, frame: bytes, acks: str
-) -> None:
+def _append(context: Context, entry: _Entry, partition: Partition, frame: bytes, acks: str) -> None:
     if not context.has_lease:
         raise no_lease(partition)
     if partition.moving_to is not None:

@@ -108,8 +108,9 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
 
 def _may_create(context: Context, name: str) -> bool:
     change = _creation(CreateTopic(op="create_topic", id=0, topic=name), bytes(16))
+    image = context.metadata.image
     try:
-        topics.create_topic(context.metadata.image, change, context.identity.brokers)
+        topics.create_topic(image, change, context.identity.brokers, image.unfenced())
     except ShmlogError:
         return False  # it comes back as an entry of its own, unknown
     return True
@@ -173,7 +174,9 @@ class _ReadyWait:
         self._done(False)
 
 
-def _creation(request: CreateTopic, topic_id: bytes, *, if_missing: bool = False) -> peers.CreateTopic:
+def _creation(
+    request: CreateTopic, topic_id: bytes, *, if_missing: bool = False
+) -> peers.CreateTopic:
     return peers.CreateTopic(
         name=request.topic,
         topic_id=topic_id,
@@ -204,7 +207,9 @@ def create_topic(
         )
 
     if request.validate_only:
-        topics.create_topic(metadata.image, change, context.identity.brokers)
+        topics.create_topic(
+            metadata.image, change, context.identity.brokers, metadata.image.unfenced()
+        )
         answer(created=False, ready=False)
         return
     _create(context, exchange, change, lambda ready: answer(created=True, ready=ready))
@@ -266,9 +271,10 @@ def add_partitions(
         if error is not None:
             exchange.fail(error)
             return
-        answer = lambda _: exchange.answer(  # noqa: E731
-            ChangeAnswer(id=exchange.id or 0, metadata_offset=offset)
-        )
+
+        def answer(_: bool) -> None:
+            exchange.answer(ChangeAnswer(id=exchange.id or 0, metadata_offset=offset))
+
         topic = context.metadata.image.topics.get(request.topic)
         if topic is None:
             answer(False)

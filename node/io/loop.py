@@ -147,10 +147,11 @@ class Loop:
         self._metadata.turn(now_ns)
         if catalog.report_epochs(now_ns):
             self._metadata.turn(now_ns)
-        catalog.begin_cuts()
         for waiter in context.purgatory.expire(now_ns):
             waiter.expire()
-        if context.dirty:  # requests that went on behind a change of the cluster, or at their deadline
+        if (
+            context.dirty
+        ):  # requests that went on behind a change of the cluster, or at their deadline
             self._write()
         context.purgatory.arm()
         catalog.upkeep.turn()
@@ -180,7 +181,9 @@ class Loop:
         completions = self._workers.completions()
         for completion in completions:
             completion.done(completion.result, completion.error)
-            if self._context.dirty:  # what waited for it was appended: nothing else may come between
+            if (
+                self._context.dirty
+            ):  # what waited for it was appended: nothing else may come between
                 self._write()
         return len(completions)
 

@@ -67,12 +67,19 @@ class SparseIndex:
         place = int(np.searchsorted(before, timestamp_ns, side="left")) - 1
         return int(self._entries["position"][place]) if place >= 0 else 0
 
-    def truncate(self, position: int) -> None:
-        """Forget entries at or behind `position`."""
+    def truncate(self, position: int, max_timestamp_ns: int) -> None:
+        """Forget entries at or behind `position`; the newest timestamp of what remains is given."""
         positions = self._entries["position"][: self._count]
         self._count = int(np.searchsorted(positions, position, side="left"))
         last = self._count - 1
         self._last_position = int(positions[last]) if last >= 0 else -self._interval_bytes
+        self.max_timestamp_ns = max_timestamp_ns
+
+    def newest_before(self, position: int) -> int:
+        """The newest timestamp before the last entry at or below `position`; -1 if there is none."""
+        positions = self._entries["position"][: self._count]
+        place = int(np.searchsorted(positions, position, side="right")) - 1
+        return int(self._entries["max_timestamp_ns"][place]) if place >= 0 else -1
 
     def entries(self) -> Iterator[tuple[int, int, int]]:
         """(offset, position, newest timestamp before it) of each entry."""

@@ -26,7 +26,7 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class SyncJob:
-    """Make everything below `end_offset` durable."""
+    """Make everything below `end_offset` durable. A cut lowers `end_offset` while the job runs (B21)."""
 
     storage: Storage
     files: list[File]
@@ -58,6 +58,7 @@ class AllocationJob:
     file: File
     position: int
     size: int
+    generation: int  # of the log: how often it has been cut
     done: bool = False
 
     def run(self) -> None:
@@ -66,6 +67,26 @@ class AllocationJob:
             self.file.allocate(self.position, self.size)
         finally:
             self.file.close()
+        self.done = True
+
+
+@dataclass(slots=True)
+class SpareJob:
+    """Make the next segment's file and reserve its first step."""
+
+    storage: Storage
+    path: str
+    size: int
+    done: bool = False
+
+    def run(self) -> None:
+        """Create and fallocate. What an attempt without space has left is used up by the next one."""
+        file = self.storage.open(self.path, create=True)
+        try:
+            file.truncate(0)
+            file.allocate(0, self.size)
+        finally:
+            file.close()
         self.done = True
 
 

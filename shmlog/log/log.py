@@ -1,36 +1,41 @@
-"""Segments as one log: append, read, find by time, sync, recover. It knows no ring and no replica.
+"""Segments as one log: append, read, find by time, sync, recover, cut. It knows no ring and no replica.
 
 The loop's thread appends and reads; everything that may take long (sync, preallocation, checkpoints, unlink) is
 handed out as a job. Order of durability: data, then names, then what relies on both (recovery point).
 
+A cut (`truncate_to`, `start_anew`) is one long call for a worker, in the thread that runs this log's file jobs in
+their order. Until it has returned the log is that worker's: nobody appends, reads or asks for jobs. Only
+`finish_sync` and `finish_allocation` may be called meanwhile: jobs begun before the cut end when they end, and
+vouch for nothing behind it.
+
 Invariants: log_start_offset <= synced_end_offset <= log_end_offset; the recovery point on disk never exceeds
-the synced end; offsets are contiguous over all segments.
+the synced end; offsets are contiguous over all segments, and leader epochs never fall.
 """
 
 from __future__ import annotations
 
-import errno
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
-from shmlog.log import checkpoint, paths, recovery
-from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
-from shmlog.log.jobs import AllocationJob, CallJob, Job, SyncJob
+from shmlog.log import cutting, paths
+from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
+from shmlog.log.jobs import AllocationJob, CallJob, Job, SpareJob, SyncJob
+from shmlog.log.opening import Circumstances, Opening, headers_from
 from shmlog.log.producers import ProducerStates, Snapshot
+from shmlog.log.reading import LogReader
 from shmlog.log.recovery import RecoveryReport
-from shmlog.log.segment import NOT_A_BATCH, READ_BYTES_MIN, Segment
+from shmlog.log.segment import NOT_A_BATCH, Place, Segment
+from shmlog.log.small_files import SmallFiles
 from shmlog.log.storage import Buffer, Storage
-from shmlog.records.batch import RecordBatch
-from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
+from shmlog.records.header import BatchHeader
 from shmlog.settings import MIB, TopicConfig
 
 ALLOCATION_MIN, ALLOCATION_MAX = 4 * MIB, 16 * MIB
 SNAPSHOT_INTERVAL_NS = 1_000_000_000
-SEALED_OPEN_MAX = 4
-SEARCH_BYTES = 64 << 10
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = cutting.NO_SPACE
+_NOTHING = Snapshot(0, {})
 
 
 class Log:
@@ -51,13 +56,23 @@ class Log:
         self.synced_end_offset = 0
         self._segments: list[Segment] = []
         self._dirty: dict[Segment, None] = {}
+        self._reader = LogReader(self._segments, self._dirty, topic_id)
+        self._files = SmallFiles(storage, directory)
         self._directory_dirty = False
         self._epochs_dirty = False
         self._snapshot: Snapshot | None = None  # at or below the synced end, to be written
         self._snapshot_due_ns = 0
         self._now_ns = 0
+        self._level: Level = "os"
+        self._lossy = False
+        self._high_watermark = 0  # as last told
         self._checkpointed: Checkpoint | None = None
         self._allocation = ALLOCATION_MIN
+        self._spare_bytes = 0  # of the file that waits to be the next segment's; 0 if there is none
+        # A cut and the end of a sync may meet: what a sync vouches for is changed under this lock only.
+        self._vouching = threading.Lock()
+        self._syncing: list[SyncJob] = []
+        self._generation = 0  # how often the log has been cut; a job of an older one writes nothing
 
     # -- opening --------------------------------------------------------------------------------------
 
@@ -73,185 +88,28 @@ class Log:
         now_ns: int,
         same_boot: bool,
         clean: bool,
+        replicated: bool = False,
     ) -> Log:
         """Open or make a partition's log, and recover it after an unclean stop.
 
+        With `replicated` damage does not refuse the start: see `recovery.lossy` and opening.py.
         Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError.
         """
         log = cls(storage, directory, topic_id, partition, config)
-        found, newest = log._set_foreign_aside()
-        if not storage.exists(directory):
-            storage.make_dir(directory)
-            storage.sync_dir(directory.rpartition("/")[0] or ".")
-        log._recover(found, newest, same_boot=same_boot, clean=clean, now_ns=now_ns)
+        circumstances = Circumstances(same_boot, clean, replicated, now_ns)
+        found = Opening(storage, directory, topic_id, partition, config, circumstances).run()
+        log._segments.extend(found.segments)
+        log._dirty.update(dict.fromkeys(found.dirty))
+        log._directory_dirty = found.directory_dirty
+        log.epochs, log._epochs_dirty = found.epochs, found.epochs_dirty
+        log.producers, log.recovery = found.producers, found.report
+        log.log_start_offset = found.log_start
+        log._level, log._lossy = found.level, replicated and found.report.lossy
+        # Alone, everything that is there was committed; with others only the leader can say.
+        log._high_watermark = found.report.high_watermark if replicated else log.log_end_offset
+        log._sync_all()
+        log._write_checkpoint()
         return log
-
-    def _set_foreign_aside(self) -> tuple[Checkpoint | None, bool]:
-        """The directory's checkpoint. One of another topic id means another topic's: kept, renamed."""
-        path = f"{self.directory}/{paths.CHECKPOINT}"
-        found = checkpoint.read(self._storage, path, Checkpoint)
-        newest = checkpoint.read_one(self._storage, path, Checkpoint) is not None
-        if found is None or found.topic_id == self.topic_id:
-            return found, newest
-        number = 0
-        while self._storage.exists(aside := paths.stray_dir(self.directory, number)):
-            number += 1
-        self._storage.rename(self.directory, aside)
-        self._storage.sync_dir(self.directory.rpartition("/")[0] or ".")
-        return None, False
-
-    def _recover(
-        self,
-        found: Checkpoint | None,
-        newest: bool,
-        *,
-        same_boot: bool,
-        clean: bool,
-        now_ns: int,
-    ) -> None:
-        names = self._storage.list(self.directory)
-        bases = sorted(b for b in map(paths.parse_segment_log, names) if b is not None)
-        mark = max(found.recovery_point, found.high_watermark) if found else 0
-        log_start = found.log_start if found else 0
-        if bases and newest and bases[0] > log_start:
-            self._missing(log_start, bases[0])
-        if not bases and mark > 0:
-            self._missing(log_start, mark)
-        bases = self._remove_trimmed(bases, log_start)
-        for place, base in enumerate(bases):
-            next_base = bases[place + 1] if place + 1 < len(bases) else None
-            if not self._recover_segment(base, next_base, mark, same_boot=same_boot, clean=clean):
-                self._drop_segments_behind(bases[place + 1 :])
-                break
-        if not self._segments:
-            self._segments.append(self._make_segment(0))
-        if mark > self.log_end_offset:
-            self._missing(self.log_end_offset, mark)
-        self.log_start_offset = max(log_start, self._segments[0].base_offset)
-        self._recover_epochs(found.recovery_point if found and newest else 0)
-        self._recover_producers(now_ns)
-        if not clean:
-            self._rewrite(mark)
-        self._sync_all()
-        self._write_checkpoint(self._checkpoint_value(self.log_end_offset))
-
-    def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
-        """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
-        kept = [
-            base
-            for base, end in zip(bases, [*bases[1:], None], strict=False)
-            if end is None or end > log_start
-        ]
-        for base in bases[: len(bases) - len(kept)]:
-            self._storage.unlink(f"{self.directory}/{paths.segment_log(base)}")
-            self._storage.unlink(f"{self.directory}/{paths.segment_index(base)}")
-        return kept
-
-    def _missing(self, first: int, end: int) -> None:
-        raise CorruptLog(
-            f"{self.directory}: offsets {first} to {end} were synced and are missing",
-            log_start=first,
-            high_watermark=end,
-        )
-
-    def _recover_segment(
-        self, base: int, next_base: int | None, mark: int, *, same_boot: bool, clean: bool
-    ) -> bool:
-        """Take one segment in; False if the log ends in it although there are more."""
-        segment = Segment(self._storage, self.directory, base, self.config.index_interval_bytes)
-        if self._segments and base != self._segments[-1].end_offset:
-            self._rot(
-                f"{segment.path} begins at {base}, the one before ends at {self._segments[-1].end_offset}",
-                self._segments[-1].end_offset,
-                base,
-            )
-        if next_base is not None and next_base <= mark and segment.load_index(next_base):
-            self._segments.append(segment)
-            return True
-        file_size = segment.file().size()
-        if self._segments:
-            segment.last_append_time_ns = self.last_append_time_ns
-        damage = recovery.scan(segment, self.topic_id, self.partition, mark, file_size=file_size)
-        self.recovery.scanned_bytes += segment.size
-        self.recovery.rebuilt_indexes += 1
-        short = next_base is not None and segment.end_offset < next_base
-        if damage is not None:
-            torn = damage.valid_behind is None and next_base is None
-            if damage.below_mark or damage.misplaced or (same_boot and not torn):
-                self._rot(str(damage), damage.offset, damage.end_offset)
-        elif short and (same_boot or segment.end_offset < mark):
-            self._rot(f"{segment.path} ends early", segment.end_offset, next_base or mark)
-        if damage is not None:
-            self.recovery.cut_bytes += file_size - segment.size
-            segment.cut(segment.size, segment.end_offset)
-            segment.file().sync()
-        else:
-            segment.allocated = file_size
-        self._segments.append(segment)
-        return next_base is None or segment.end_offset == next_base
-
-    def _rot(self, text: str, first: int, end: int) -> None:
-        raise CorruptLog(
-            f"damaged, offsets {first} to {end}: {text}", log_start=first, high_watermark=end
-        )
-
-    def _drop_segments_behind(self, bases: list[int]) -> None:
-        """After a reboot the log ends at the first bad batch: what lies behind is set aside, not deleted."""
-        for base in bases:
-            path = f"{self.directory}/{paths.segment_log(base)}"
-            self._storage.rename(path, f"{path}.corrupt")
-            self._storage.unlink(f"{self.directory}/{paths.segment_index(base)}")
-        self._storage.sync_dir(self.directory)
-
-    def _recover_epochs(self, recovery_point: int) -> None:
-        # Written before the checkpoint whose recovery point this is: below it the table has all there is.
-        # An older generation may lack epochs, so it is not used at all.
-        path = f"{self.directory}/{paths.EPOCHS}"
-        table = checkpoint.read_one(self._storage, path, EpochTable)
-        if table and not (table.entries and table.entries[0][1] <= self.log_start_offset):
-            table = None  # trimmed for a log start that was not written any more
-        self.epochs = EpochHistory(table.entries if table else [])
-        self.epochs.truncate_to(self.log_end_offset)
-        for header in self._headers_from(recovery_point if table else 0):
-            if self.epochs.assign(header.leader_epoch, header.base_offset):
-                self._epochs_dirty = True
-        self.epochs.trim_prefix(self.log_start_offset)
-
-    def _headers_from(self, offset: int) -> Iterator[BatchHeader]:
-        """The headers of all batches that begin at or behind `offset`."""
-        for segment in self._segments:
-            if segment.end_offset <= offset:
-                continue
-            start = max(offset, segment.base_offset)
-            for found in segment.walk(segment.index.position_for_offset(start)):
-                if found.header.base_offset >= offset:
-                    yield found.header
-
-    def _recover_producers(self, now_ns: int) -> None:
-        path = f"{self.directory}/{paths.PRODUCERS}"
-        snapshot = checkpoint.read(self._storage, path, Snapshot)
-        if snapshot is not None and snapshot.end_offset > self.log_end_offset:
-            snapshot = None  # it knows of batches that a power cut took
-        self.producers = ProducerStates(snapshot, now_ns)
-        for header in self._headers_from(snapshot.end_offset if snapshot else 0):
-            self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
-
-    def _rewrite(self, mark: int) -> None:
-        """Write what lies above the recovery point once more, so that the next sync covers it.
-
-        After a sync that failed Linux marks the pages clean although they never reached the disk (ATC'20,
-        "Can Applications Recover from fsync Failures?"); only writing them again makes them dirty.
-        """
-        for segment in self._segments:
-            if segment.end_offset <= mark:
-                continue
-            position = segment.index.position_for_offset(max(mark, segment.base_offset))
-            while position < segment.size:
-                piece = segment.file().pread(min(4 * MIB, segment.size - position), position)
-                segment.file().pwrite([piece], position)
-                position += len(piece)
-                self.recovery.rewritten_bytes += len(piece)
-            self._dirty[segment] = None
 
     # -- ends -----------------------------------------------------------------------------------------
 
@@ -280,14 +138,20 @@ class Log:
     def append(self, batches: Sequence[tuple[BatchHeader, Buffer]], now_ns: int) -> None:
         """Write stamped batches, contiguous from `log_end_offset`: one write a segment.
 
+        Each has its own leader epoch; the history learns of those that are new.
         Raises: DiskFull: nothing has changed. OSError: the broker must end.
         """
         assert batches[0][0].base_offset == self.log_end_offset, (
             f"batch at {batches[0][0].base_offset}, the log ends at {self.log_end_offset}"
         )
+        last_epoch = self.epochs.last_epoch
+        for header, _ in batches:
+            assert header.leader_epoch >= last_epoch, (
+                f"batch at {header.base_offset} of epoch {header.leader_epoch} behind {last_epoch}"
+            )
+            last_epoch = header.leader_epoch
         self._now_ns = now_ns
-        count, active = len(self._segments), self._segments[-1]
-        before = (active.size, active.end_offset, active.last_append_time_ns)
+        count, before = len(self._segments), self._segments[-1].end_place
         try:
             self._append_all(batches)
         except OSError as error:
@@ -299,12 +163,21 @@ class Log:
             if self.epochs.assign(header.leader_epoch, header.base_offset):
                 self._epochs_dirty = True
 
+    def append_replicated(self, batches: Sequence[tuple[BatchHeader, Buffer]], now_ns: int) -> None:
+        """Append what a leader has admitted, and remember its producers as the leader did (P01).
+
+        `now_ns`: running time. Raises as `append` does; the batches were checked (received.py).
+        """
+        self.append(batches, now_ns)
+        for header, _ in batches:
+            self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
+
     def _append_all(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         start, size = 0, self._segments[-1].size
         for place, (header, _) in enumerate(batches):
             if size and size + header.batch_size > self.config.segment_bytes:
                 self._write(batches[start:place])
-                self._roll(header.base_offset)
+                self._segments.append(self._make_segment(header.base_offset))
                 start, size = place, 0
             size += header.batch_size
         self._write(batches[start:])
@@ -315,10 +188,6 @@ class Log:
             segment.append(batches)
             self._dirty[segment] = None
 
-    def _roll(self, base_offset: int) -> None:
-        self._segments.append(self._make_segment(base_offset))
-        self._directory_dirty = True
-
     def _make_segment(self, base_offset: int) -> Segment:
         segment = Segment(
             self._storage, self.directory, base_offset, self.config.index_interval_bytes
@@ -327,19 +196,21 @@ class Log:
             segment.last_append_time_ns = (
                 self.last_append_time_ns
             )  # never falls from one to the next
+        if self._spare_bytes:
+            segment.take_file(self._spare_path, self._spare_bytes)
+            self._spare_bytes = 0
         segment.file(create=True)
         self._directory_dirty = True
         return segment
 
-    def _take_back(self, count: int, before: tuple[int, int, int]) -> None:
+    def _take_back(self, count: int, before: Place) -> None:
         while len(self._segments) > count:
             segment = self._segments.pop()
             self._dirty.pop(segment, None)
             segment.close()
             segment.unlink()
         active = self._segments[-1]
-        active.cut(before[0], before[1])
-        active.last_append_time_ns = before[2]
+        active.cut(before)
         # Before the next append: else, after a power cut, a whole batch of what was cut could lie right
         # behind a new one and count as its successor.
         active.file().sync()
@@ -362,159 +233,44 @@ class Log:
             )
         if offset >= end_offset:
             return b""
-        segment = self._segment_for(offset)
-        try:
-            return self._read_segment(segment, offset, max_bytes, end_offset)
-        finally:
-            self._close_cold(segment)
-
-    def _read_segment(
-        self, segment: Segment, offset: int, max_bytes: int, end_offset: int
-    ) -> bytes:
-        expected, place = segment.index.entry_for_offset(offset)
-        while True:
-            pieces, place, expected, reason = self._gather(
-                segment, place, expected, offset, max_bytes, end_offset
-            )
-            if pieces or not reason:
-                return b"".join(pieces)  # damage behind them is named when it is asked for
-            behind, following = self._behind(segment, place, expected)
-            if behind < 0 or following > offset:
-                raise self._damaged(segment, place, expected, following, reason)
-            # All of the damage lies before what was asked for, on the way from the index's entry.
-            place, expected = behind, following
-
-    def _gather(
-        self,
-        segment: Segment,
-        place: int,
-        expected: int,
-        offset: int,
-        max_bytes: int,
-        end_offset: int,
-    ) -> tuple[list[memoryview], int, int, str]:
-        """Walk from the batch at `place`, which begins at offset `expected`, and take what is wanted.
-
-        Returns it with the place and offset where the walk stopped, and the damage that stopped it or "".
-        """
-        pieces: list[memoryview] = []
-        size = 0
-        window = max(READ_BYTES_MIN, min(max_bytes + self.config.index_interval_bytes, 4 * MIB))
-        try:
-            for found in segment.walk(place, read_bytes=window):
-                header, place = found.header, found.position
-                if header.base_offset != expected or header.topic_id != self.topic_id:
-                    reason = f"a batch at offset {header.base_offset}, expected {expected}"
-                    return pieces, place, expected, reason
-                if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
-                    return pieces, place, expected, ""
-                # The header CRC vouches for base offset and size, the body CRC for the number of
-                # records: without both a batch cannot even be passed over.
-                check_header_crc(found.data, header)
-                check_body_crc(found.data, header)
-                if header.end_offset > end_offset:
-                    return pieces, place, expected, ""
-                expected, place = header.end_offset, found.position + header.batch_size
-                if expected > offset:
-                    pieces.append(found.data)
-                    size += header.batch_size
-        except NOT_A_BATCH as error:
-            return pieces, place, expected, str(error)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
-        return pieces, place, expected, "the segment ends"
-
-    def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
-        """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
-        try:
-            place, following = recovery.extent(
-                segment, position, segment.size, self.topic_id, offset
-            )
-        except OSError:
-            place = following = None  # the device cannot say
-        if place is None or following is None:
-            return -1, segment.end_offset
-        return place, following
-
-    def _damaged(
-        self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
-    ) -> CorruptLog:
-        return CorruptLog(
-            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
-            f"{reason}",
-            log_start=offset,
-            high_watermark=end_offset,
+        return self._reader.read(
+            offset,
+            max_bytes=max_bytes,
+            end_offset=end_offset,
+            index_interval_bytes=self.config.index_interval_bytes,
         )
-
-    def _segment_for(self, offset: int) -> Segment:
-        return self._segments[bisect_right(self._segments, offset, key=_base_offset) - 1]
-
-    def _close_cold(self, used: Segment) -> None:
-        """Keep few descriptors of sealed segments open; never close one that waits for a sync."""
-        opened = [s for s in self._segments[:-1] if s.is_open and s not in self._dirty]
-        for segment in opened[: max(0, len(opened) - SEALED_OPEN_MAX)]:
-            if segment is not used and segment.index_saved:
-                segment.close()
 
     def offset_for_time(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record, in offset order, at or after a time; None if there is none.
 
         Exact to the record also where timestamps are out of order.
         """
-        for segment in self._segments:
-            if segment.base_offset >= end_offset:
-                break
-            if (
-                segment.end_offset > self.log_start_offset
-                and segment.index.max_timestamp_ns >= timestamp_ns
-            ):
-                answer = self._first_created(segment, timestamp_ns, end_offset)
-                if answer is not None:
-                    return answer
-        return None
+        return self._reader.offset_for_time(timestamp_ns, self.log_start_offset, end_offset)
 
-    def _first_created(
-        self, segment: Segment, timestamp_ns: int, end_offset: int
-    ) -> tuple[int, int] | None:
-        for header, data in self._checked(segment, segment.index.position_for_time(timestamp_ns)):
-            if header.base_offset >= end_offset:
-                return None
-            if header.max_timestamp_ns < timestamp_ns or header.end_offset <= self.log_start_offset:
-                continue
-            times = RecordBatch(data, header, check_crc=False).timestamps
-            first = max(0, self.log_start_offset - header.base_offset)
-            hits = (times[first:] >= timestamp_ns).nonzero()[0]
-            if len(hits):
-                index = first + int(hits[0])
-                return header.base_offset + index, int(times[index])
-        return None
-
-    def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
-        place, expected = position, -1
-        try:
-            for found in segment.walk(position, read_bytes=SEARCH_BYTES):
-                place = found.position
-                check_header_crc(found.data, found.header)
-                check_body_crc(found.data, found.header)
-                expected = found.header.end_offset
-                yield found.header, found.data
-        except NOT_A_BATCH as error:
-            first = max(expected, segment.base_offset)
-            _, end_offset = self._behind(segment, place, first)
-            raise self._damaged(segment, place, first, end_offset, str(error)) from None
-        finally:
-            self._close_cold(segment)
+    # -- epochs ---------------------------------------------------------------------------------------
 
     def last_epoch_before(self, offset: int) -> int:
         """The leader epoch of the record before `offset`; -1 if there is none."""
         return self.epochs.epoch_for(offset - 1) if offset > self.log_start_offset else -1
 
-    # -- jobs -----------------------------------------------------------------------------------------
+    def begin_epoch(self, epoch: int) -> Job:
+        """The broker leads from the log's end on; the job makes that durable, before the first batch (E8)."""
+        assert epoch >= self.epochs.last_epoch, (epoch, self.epochs.last_epoch)
+        if self.epochs.assign(epoch, self.log_end_offset):
+            self._epochs_dirty = True
+        table = EpochTable(list(self.epochs.entries))
+        return self._unless_cut(partial(self._files.write_epochs, table))
+
+    def adopt_epochs(self, entries: Sequence[tuple[int, int]]) -> bool:
+        """Take over the leader's entries as far as the own end reaches them (T1); True if that is news."""
+        news = self.epochs.adopt(entries, self.log_end_offset)
+        self._epochs_dirty = self._epochs_dirty or news
+        return news
+
+    # -- sync and preallocation -----------------------------------------------------------------------
 
     def sync_job(self) -> SyncJob | None:
-        """Make all that is written so far durable; None if it is."""
+        """Make all that is written so far durable; None if it is. Its end is told to `finish_sync`."""
         if not self._dirty and not self._directory_dirty:
             return None
         snapshot = None
@@ -530,82 +286,157 @@ class Log:
         )
         self._dirty.clear()
         self._directory_dirty = False
+        with self._vouching:
+            self._syncing.append(job)
         return job
 
     def finish_sync(self, job: SyncJob) -> None:
         """The job has run: what was written when it was made is durable, less what was cut since."""
-        self.synced_end_offset = max(
-            self.synced_end_offset, min(job.end_offset, self.log_end_offset)
-        )
-        if job.snapshot is not None and job.snapshot.end_offset <= self.log_end_offset:
-            self._snapshot = job.snapshot
+        with self._vouching:
+            self._syncing.remove(job)
+            self.synced_end_offset = max(
+                self.synced_end_offset, min(job.end_offset, self.log_end_offset)
+            )
+            if job.snapshot is not None:
+                self._snapshot = job.snapshot
 
-    def allocation_job(self) -> AllocationJob | None:
-        """Preallocate the next step of the active segment; None while there is enough."""
+    def _vouch_below(self, offset: int) -> None:
+        """Whatever was begun before says nothing of what is at or behind `offset` (B21)."""
+        with self._vouching:
+            self._generation += 1
+            for job in self._syncing:
+                job.end_offset = min(job.end_offset, offset)
+                job.snapshot = None
+            self.synced_end_offset = min(self.synced_end_offset, offset)
+
+    def _sync_all(self) -> None:
+        job = self.sync_job()
+        if job is not None:
+            job.run()
+            self.finish_sync(job)
+        self.synced_end_offset = self.log_end_offset
+
+    def allocation_job(self) -> AllocationJob | SpareJob | None:
+        """Preallocate the next step of the active segment, or the next segment; None while there is enough.
+
+        So it is the roll that finds no space, in a worker and ahead of time, and not an append.
+        """
         segment = self._segments[-1]
         if segment.size + self._allocation // 2 < segment.allocated:
             return None
         start = max(segment.allocated, segment.size)
         size = min(self._allocation, self.config.segment_bytes - start)
-        if size <= 0:
+        if size > 0:
+            self._allocation = min(2 * self._allocation, ALLOCATION_MAX)
+            file = segment.file().dup()
+            return AllocationJob(segment, file, start, size, self._generation)
+        if self._spare_bytes:
             return None
-        self._allocation = min(2 * self._allocation, ALLOCATION_MAX)
-        return AllocationJob(segment, segment.file().dup(), start, size)
+        size = min(ALLOCATION_MIN, self.config.segment_bytes)
+        return SpareJob(self._storage, self._spare_path, size)
 
-    def finish_allocation(self, job: AllocationJob) -> None:
+    def finish_allocation(self, job: AllocationJob | SpareJob) -> None:
         """The job has run."""
-        if job.done:
+        if not job.done:
+            return
+        if isinstance(job, SpareJob):
+            self._spare_bytes = job.size
+        elif (
+            job.generation == self._generation
+        ):  # else the cut has taken its bytes, if not its segment
             job.segment.allocated = max(job.segment.allocated, job.position + job.size)
 
-    def _checkpoint_value(self, high_watermark: int) -> Checkpoint:
+    @property
+    def _spare_path(self) -> str:
+        return f"{self.directory}/{paths.SPARE}"
+
+    # -- checkpoints ----------------------------------------------------------------------------------
+
+    @property
+    def high_watermark(self) -> int:
+        """The newest high watermark that the log was told of, or found at its opening; never below its start."""
+        return max(self.log_start_offset, min(self._high_watermark, self.log_end_offset))
+
+    @property
+    def level(self) -> Level:
+        """By which durability this replica has counted what it reported (SEMANTICS 6.7)."""
+        return self._level
+
+    def set_level(self, level: Level, *, reported_end: int | None = None) -> Job:
+        """Count what is reported from now on by another durability. The job makes that durable.
+
+        To "os": nothing is reported by it before the job has run. To "disk": everything ever reported, up to
+        `reported_end` (None: the log's end), is synced already.
+        """
+        end = self.log_end_offset
+        reported = end if reported_end is None else min(reported_end, end)
+        assert level == "os" or reported <= self.synced_end_offset, (
+            f"reported up to {reported}, synced up to {self.synced_end_offset}"
+        )
+        self._level = level
+        # In both generations: the one before must not call durable what the newest, damaged, did not.
+        return self._planned_checkpoint(twice=level == "os")
+
+    def forget_lossy(self) -> Job:
+        """The cluster has taken note that this replica was lossy at its start; the job makes that durable."""
+        self._lossy = False
+        return self._planned_checkpoint()
+
+    def _checkpoint_value(self) -> Checkpoint:
         # A log start above the recovery point would, after a power cut, hide what is appended then.
+        log_start = min(self.log_start_offset, self.synced_end_offset)
         return Checkpoint(
             topic_id=self.topic_id,
-            log_start=min(self.log_start_offset, self.synced_end_offset),
-            high_watermark=min(high_watermark, self.synced_end_offset),
+            log_start=log_start,
+            high_watermark=max(log_start, min(self._high_watermark, self.synced_end_offset)),
             recovery_point=self.synced_end_offset,
+            level=self._level,
+            lossy=self._lossy,
         )
 
     def checkpoint_job(self, high_watermark: int) -> Job | None:
         """Write what has changed since the last checkpoint; None if nothing has."""
-        value = self._checkpoint_value(high_watermark)
-        sealed = [s for s in self._segments[:-1] if not s.index_saved]
-        if value == self._checkpointed and not sealed and not self._epochs_dirty:
+        self._high_watermark = high_watermark
+        sealed = any(not segment.index_saved for segment in self._segments[:-1])
+        if self._checkpoint_value() == self._checkpointed and not sealed and not self._epochs_dirty:
             return None
+        return self._planned_checkpoint()
+
+    def _planned_checkpoint(self, *, twice: bool = False) -> Job:
+        value = self._checkpoint_value()
+        sealed = [s for s in self._segments[:-1] if not s.index_saved]
         epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
         snapshot, self._snapshot = self._snapshot, None
         self._epochs_dirty = False
         self._checkpointed = value
         for segment in sealed:
             segment.index_saved = True
-        return CallJob(partial(self._write_files, value, epochs, snapshot, sealed))
+        write = self._files.write_twice if twice else self._files.write
+        return self._unless_cut(partial(write, value, epochs, snapshot, sealed))
 
-    def _write_files(
-        self,
-        value: Checkpoint,
-        epochs: EpochTable | None,
-        snapshot: Snapshot | None,
-        sealed: list[Segment],
-    ) -> None:
-        for segment in sealed:
-            segment.save_index()
-        if epochs is not None:
-            checkpoint.write(self._storage, f"{self.directory}/{paths.EPOCHS}", epochs)
-        if snapshot is not None:
-            checkpoint.write(self._storage, f"{self.directory}/{paths.PRODUCERS}", snapshot)
-        checkpoint.write(self._storage, f"{self.directory}/{paths.CHECKPOINT}", value)
+    def _unless_cut(self, call: Callable[[], None]) -> Job:
+        """What is about to be written is no longer true once the log has been cut; the cut writes its own."""
+        generation = self._generation
 
-    def _write_checkpoint(self, value: Checkpoint) -> None:
-        if self._epochs_dirty or value != self._checkpointed:
-            epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-            self._write_files(value, epochs, None, [])
-            self._epochs_dirty = False
-            self._checkpointed = value
+        def run() -> None:
+            if generation == self._generation:
+                call()
+
+        return CallJob(run)
+
+    def _write_checkpoint(self) -> None:
+        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
+        value = self._checkpoint_value()
+        self._files.write(value, epochs)
+        self._epochs_dirty = False
+        self._checkpointed = value
 
     def forget_checkpoint(self) -> None:
         """A checkpoint job failed for lack of space: the next one writes everything."""
         self._checkpointed = None
         self._epochs_dirty = True
+
+    # -- the log's start ------------------------------------------------------------------------------
 
     def set_log_start(self, offset: int) -> list[Job]:
         """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
@@ -622,8 +453,7 @@ class Log:
         removed = self._below_log_start()
         if not removed:
             return []
-        known = self._checkpointed.high_watermark if self._checkpointed else 0
-        written = self.checkpoint_job(max(known, offset))
+        written = self.checkpoint_job(max(self._high_watermark, offset))
         assert written is not None, "the epochs are dirty"
         return [written, *(CallJob(partial(_remove, segment)) for segment in removed)]
 
@@ -636,33 +466,135 @@ class Log:
             self._dirty.pop(removed[-1], None)
         return removed
 
-    def _sync_all(self) -> None:
-        job = self.sync_job()
-        if job is not None:
-            job.run()
-            self.finish_sync(job)
-        self.synced_end_offset = self.log_end_offset
+    # -- cuts -----------------------------------------------------------------------------------------
+
+    def truncate_to(self, offset: int) -> None:
+        """Cut the log at `offset`, a batch boundary from the log start to the end: T2. In a worker, see above.
+
+        Files, epoch history (also where the cut is the end: B09), producer states and ends are cut, durably.
+        Whether the high watermark allows it was asserted before (T3).
+        Raises: CorruptLog: no batch ends there, or damage below; nothing has changed. DiskFull: the batches
+        have not changed, `synced_end_offset` may be lower until the next sync. OSError: the broker must end.
+        """
+        assert self.log_start_offset <= offset <= self.log_end_offset, (
+            f"cut at {offset}, the log holds {self.log_start_offset} to {self.log_end_offset}"
+        )
+        epochs = EpochHistory(self.epochs.entries)
+        epochs.truncate_to(offset)
+        if offset == self.log_end_offset and epochs.entries == self.epochs.entries:
+            return
+        try:
+            producers = self._producers_at(offset)
+            last, place = self._place_of(offset)
+        except NOT_A_BATCH as error:
+            raise CorruptLog(
+                f"{self.directory} cannot be cut at {offset}: {error}",
+                log_start=self.log_start_offset,
+                high_watermark=offset,
+            ) from None
+        self._cut_small_files(offset, epochs, producers.snapshot(offset))
+        self.producers = producers
+        if place is None:
+            self._begin_at(offset)
+            return
+        cutting.cut_behind(
+            self._storage, self.directory, self._segments[last], place, self._segments[last + 1 :]
+        )
+        for segment in self._segments[last + 1 :]:
+            self._dirty.pop(segment, None)
+        del self._segments[last + 1 :]
+        self._reserve()
+        self._vouch_below(offset)
+
+    def start_anew(self, offset: int) -> None:
+        """Empty the log and let it begin at `offset`: T1. In a worker, see above.
+
+        Epochs and producer states go too. Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
+        """
+        self._cut_small_files(self.log_start_offset, EpochHistory(), _NOTHING)
+        self.producers = ProducerStates()
+        self._begin_at(offset)
+
+    def _place_of(self, offset: int) -> tuple[int, Place | None]:
+        """The segment in which the log will end, and where in it; no place if no batch remains."""
+        if offset == self.log_start_offset:
+            return 0, None
+        last = max(i for i, s in enumerate(self._segments) if i == 0 or s.base_offset < offset)
+        return last, self._segments[last].place_of(offset)
+
+    def _producers_at(self, offset: int) -> ProducerStates:
+        """What the log up to `offset` says of its producers."""
+        known = [self._snapshot, self._files.snapshot_within(offset)]
+        usable = [s for s in known if s is not None and s.end_offset <= offset]
+        snapshot = max(usable, key=lambda s: s.end_offset, default=_NOTHING)
+        states = ProducerStates(snapshot, self._now_ns)
+        for header in headers_from(self._segments, snapshot.end_offset):
+            if header.base_offset >= offset:
+                break
+            states.apply(header, header.base_offset, header.append_time_ns, self._now_ns)
+        states.keep_untouched(self.producers, offset)
+        return states
+
+    def _cut_small_files(self, offset: int, epochs: EpochHistory, snapshot: Snapshot) -> None:
+        """The first half of a cut: nothing says any more that what lies behind `offset` was synced."""
+        self._vouch_below(offset)
+        before, self._high_watermark = self._high_watermark, min(self._high_watermark, offset)
+        value = self._checkpoint_value()
+        try:
+            self._files.cut(value, EpochTable(list(epochs.entries)), snapshot)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            self._high_watermark = before
+            self._dirty.update(dict.fromkeys(self._segments))  # what was synced counts again then
+            self.forget_checkpoint()
+            raise DiskFull(f"no space to cut {self.directory}: {error.strerror}") from None
+        self.epochs, self._epochs_dirty = epochs, False
+        self._checkpointed, self._snapshot, self._snapshot_due_ns = value, None, 0
+
+    def _begin_at(self, offset: int) -> None:
+        """No batch remains: remove all files, then say that the log begins at `offset`, then make its file."""
+        cutting.remove_all(self._storage, self.directory, self._segments)
+        self._dirty.clear()
+        self.log_start_offset = self.synced_end_offset = self._high_watermark = offset
+        self._checkpointed = value = self._checkpoint_value()
+        self._files.write_twice(value)
+        first = Segment(self._storage, self.directory, offset, self.config.index_interval_bytes)
+        first.file(create=True)
+        self._segments[:] = [first]
+        self._reserve()
+        self._storage.sync_dir(self.directory)
+        self._vouch_below(offset)
+
+    def _reserve(self) -> None:
+        active = self._segments[-1]
+        self._allocation = ALLOCATION_MIN
+        room = self.config.segment_bytes - active.size
+        cutting.reserve(active, min(self._allocation, room))
+        self._dirty[active] = (
+            None  # the next sync moves the synced end also where this one began nothing
+        )
+
+    # -- closing --------------------------------------------------------------------------------------
 
     def close(self, high_watermark: int) -> None:
         """A clean stop: everything synced, the preallocation given back, a checkpoint. In the caller's thread."""
         active = self._segments[-1]
-        active.cut(active.size, active.end_offset)
+        active.give_back()
+        self._storage.unlink(self._spare_path)
         self._dirty[active] = None
         self._sync_all()
+        self._high_watermark = high_watermark
         unsaved = [s for s in self._segments if not s.index_saved]
         epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
         snapshot = self.producers.snapshot(self.log_end_offset)
-        self._write_files(self._checkpoint_value(high_watermark), epochs, snapshot, unsaved)
+        self._files.write(self._checkpoint_value(), epochs, snapshot, unsaved)
         self.close_files()
 
     def close_files(self) -> None:
         """Let go of all descriptors, as a kill would."""
         for segment in self._segments:
             segment.close()
-
-
-def _base_offset(segment: Segment) -> int:
-    return segment.base_offset
 
 
 def _remove(segment: Segment) -> None:

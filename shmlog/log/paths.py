@@ -8,6 +8,8 @@ broker-N/
     checkpoint                    topic id, log start, high watermark, recovery point
     producers                     idempotence state as of an offset
     *.previous, *.new             the generation before; one being written
+    spare                         preallocated: the next segment, before its base offset is known
+    *.log.corrupt, .corrupt.N     damaged segments and what lay behind them; kept
   quorum                          the metadata quorum's term, and this voter's vote in it
   deleted/TOPIC_ID-N/             on its way out
   TOPIC-PARTITION.stray.N/        not known to the metadata; kept
@@ -23,7 +25,9 @@ CHECKPOINT = "checkpoint"
 PRODUCERS = "producers"
 DELETED = "deleted"
 QUORUM = "quorum"
+SPARE = "spare"
 _SEGMENT = re.compile(r"(\d{20})\.log")
+_INDEX = re.compile(r"(\d{20})\.index")
 _PARTITION = re.compile(r"([A-Za-z0-9._-]{1,249})-(\d{1,4})")
 
 
@@ -52,6 +56,17 @@ def parse_segment_log(name: str) -> int | None:
     """The base offset in a segment's file name; None if it is none."""
     match = _SEGMENT.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def parse_segment_index(name: str) -> int | None:
+    """The base offset in an index's file name; None if it is none."""
+    match = _INDEX.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def corrupt(path: str, number: int) -> str:
+    """Where a damaged segment goes; numbers go on where there is one already. Never again a segment's name."""
+    return f"{path}.corrupt.{number}" if number else f"{path}.corrupt"
 
 
 def deleted_dir(topic_id: bytes, partition: int) -> str:

@@ -140,6 +140,21 @@ class ProducerStates:
         else:
             self._producers[token.producer_id] = token.producer
 
+    def keep_untouched(self, current: ProducerStates, end_offset: int) -> None:
+        """The log was cut at `end_offset` and this is what it says now; `current` is what was known before.
+
+        Whose newest batch lies below the cut has lost nothing: that one's state is taken over, also where
+        retention has removed the batches from which it came (P06). Who was forgotten stays so.
+        """
+        said, self._producers, self._used_ns = self._producers, {}, {}
+        for producer_id, used_ns in current._used_ns.items():
+            known = current._producers[producer_id]
+            untouched = known.batches[-1].base_offset < end_offset
+            producer = known if untouched else said.get(producer_id)
+            if producer is not None:
+                self._producers[producer_id] = producer
+                self._used_ns[producer_id] = used_ns
+
     def expire(self, now_ns: int, expiration_ns: int) -> int:
         """Forget producers without a batch for `expiration_ns`; how many."""
         count = 0

@@ -9,7 +9,7 @@ reboot may pages have been written back out of order, so there the first bad bat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,12 +51,22 @@ class Damage:
 
 @dataclass(slots=True)
 class RecoveryReport:
-    """What opening a log found and did."""
+    """What opening a log found and did.
+
+    `lossy`: the replica may lack something that it once reported as stored, and why. `fresh`: there was
+    nothing at all, so whoever knows that there ought to be something takes it for lost. `high_watermark`: as
+    the last checkpoint had it, within the log. `quarantined`: files renamed, not deleted.
+    """
 
     scanned_bytes: int = 0
     cut_bytes: int = 0
     rebuilt_indexes: int = 0
     rewritten_bytes: int = 0
+    fresh: bool = False
+    lossy: bool = False
+    lossy_reason: str = ""
+    high_watermark: int = 0
+    quarantined: list[str] = field(default_factory=list)
 
 
 def scan(

@@ -18,6 +18,7 @@ from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE
 
 WALK_BYTES = 1 << 20
 READ_BYTES_MIN = 4096
+PLACE_BYTES = 64 << 10
 NOT_A_BATCH = (CorruptMessage, InvalidRecord)
 
 
@@ -27,6 +28,15 @@ class Found(NamedTuple):
     position: int
     header: BatchHeader
     data: memoryview
+
+
+class Place(NamedTuple):
+    """A batch boundary in a segment, and what is known of the batches before it."""
+
+    position: int
+    end_offset: int
+    max_timestamp_ns: int
+    last_append_time_ns: int
 
 
 class Segment:
@@ -57,6 +67,11 @@ class Segment:
         """Is a descriptor held?"""
         return self._file is not None
 
+    def take_file(self, path: str, size: int) -> None:
+        """Let the preallocated file at `path` be this segment's, instead of a new one."""
+        self._storage.rename(path, self._path)
+        self.allocated = size
+
     def file(self, *, create: bool = False, read_only: bool = False) -> File:
         """The open file."""
         if self._file is None:
@@ -78,12 +93,43 @@ class Segment:
         self.last_append_time_ns = header.append_time_ns
         self.index_saved = False
 
-    def cut(self, size: int, end_offset: int) -> None:
-        """Throw away everything from `size` on; preallocation goes too."""
-        self.file().truncate(size)
-        self.size = self.allocated = size
-        self.end_offset = end_offset
-        self.index.truncate(size)
+    @property
+    def end_place(self) -> Place:
+        """Where the next batch goes."""
+        return Place(
+            self.size, self.end_offset, self.index.max_timestamp_ns, self.last_append_time_ns
+        )
+
+    def place_of(self, offset: int) -> Place:
+        """The boundary behind the batch that ends at `offset`, base < offset <= end. Reads headers only.
+
+        Raises: CorruptMessage, InvalidRecord: no batch ends there, or damage on the way.
+        """
+        position = self.index.position_for_offset(offset - 1)
+        newest_ns = self.index.newest_before(position)
+        for found in self.walk(position, read_bytes=PLACE_BYTES):
+            header = found.header
+            newest_ns = max(newest_ns, header.max_timestamp_ns)
+            if header.end_offset == offset:
+                behind = found.position + header.batch_size
+                return Place(behind, offset, newest_ns, header.append_time_ns)
+            if header.end_offset > offset:
+                break
+        raise CorruptMessage(f"{self._path}: no batch ends at offset {offset}")
+
+    def cut(self, place: Place) -> None:
+        """Throw away everything behind `place`; preallocation goes too."""
+        self.file().truncate(place.position)
+        self.size = self.allocated = place.position
+        self.end_offset = place.end_offset
+        self.last_append_time_ns = place.last_append_time_ns
+        self.index.truncate(place.position, place.max_timestamp_ns)
+        self.index_saved = False
+
+    def give_back(self) -> None:
+        """Let go of the preallocation."""
+        self.file().truncate(self.size)
+        self.allocated = self.size
 
     def walk(
         self, position: int, *, read_bytes: int = WALK_BYTES, end: int | None = None
@@ -164,6 +210,6 @@ class Segment:
             self._file = None
 
     def unlink(self) -> None:
-        """Remove both files."""
-        self._storage.unlink(self._path)
+        """Remove both files, the index first: it must never be found beside another segment of this name."""
         self._storage.unlink(self.index_path)
+        self._storage.unlink(self._path)
