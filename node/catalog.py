@@ -221,6 +221,13 @@ class Catalog:
         elif state.started and partition.leader is None and not partition.cutting:
             now_ns = self._context.clock.monotonic_ns()
             partition.lead(self.members(), self._lag_time_ns, now_ns)
+            journal.event(
+                "leading",
+                partition=str(partition.name),
+                leader_epoch=state.leader_epoch,
+                epoch_start=state.epoch_start,
+                isr=state.isr,
+            )
             self.settled(partition)
         elif partition.leader is not None and partition.confirmed():
             self.settled(partition)

@@ -178,6 +178,8 @@ class Metadata:
         self._asked_whom = -1
         self._seen: dict[int, tuple[int, int]] = {}  # broker -> newest (incarnation, seq) proposed
         self._known: list[tuple[int, Done]] = []  # committed elsewhere, image not there yet
+        self._deaths: dict[int, int] = {}  # broker -> the newest incarnation that is proven dead
+        self._shown = (Role.FOLLOWER, 0, -1)
         self._heard: dict[int, int] = {}  # broker -> when it last followed or led
         self._leader_commit = -1  # the newest commit offset that a leader has told
         self._incarnations: dict[int, int] = {}  # the newest that has spoken, by broker
@@ -244,19 +246,23 @@ class Metadata:
 
     def receive(self, message: peers.PeerMessage, frames: Sequence[bytes], now_ns: int) -> None:
         """A message of Raft, or about a change. Raises CorruptMessage: nothing has changed."""
-        newest = self._incarnations.get(message.broker, 0)
-        if message.incarnation < newest:
+        if not self._is_newest(message.broker, message.incarnation, now_ns):
             return
-        if message.incarnation > newest:
-            self._incarnations[message.broker] = message.incarnation
-            if newest:
-                self.raft.peer_back(message.broker, now_ns)
         if isinstance(message, peers.Propose):
             self._proposed(message, now_ns)
         elif isinstance(message, peers.ProposeAnswer):
             self._answered(message)
         else:
             self._step(message, frames, now_ns)
+
+    def _is_newest(self, broker: int, incarnation: int, now_ns: int) -> bool:
+        """Raft is told when a new incarnation speaks or registers; an old one is not listened to."""
+        newest = self._incarnations.get(broker, 0)
+        if incarnation > newest:
+            self._incarnations[broker] = incarnation
+            if newest and broker != self.voting.broker:
+                self.raft.peer_back(broker, now_ns)
+        return incarnation >= newest
 
     def _step(self, message: Any, frames: Sequence[bytes], now_ns: int) -> None:
         entries: list[Entry] = []
@@ -272,6 +278,7 @@ class Metadata:
 
     def peer_died(self, broker: int, incarnation: int, now_ns: int) -> None:
         """That incarnation is proven dead."""
+        self._deaths[broker] = incarnation
         self.raft.peer_died(broker, now_ns)
         if self.controller is not None:
             self.controller.died(broker, incarnation, now_ns)
@@ -297,6 +304,10 @@ class Metadata:
             self._follow(now_ns)
         self._expire(now_ns)
         self._carry_out(now_ns)
+        shown = (self.raft.role, self.raft.term, self.controller_id)
+        if shown != self._shown:
+            self._shown = shown
+            journal.event("quorum", role=shown[0].value, term=shown[1], leader=shown[2])
 
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
@@ -382,6 +393,10 @@ class Metadata:
         if self.image is before:
             return
         self._checkpoint()
+        if self.image.brokers is not before.brokers:
+            now_ns = self._clock.monotonic_ns()
+            for record in self.image.brokers.values():
+                self._is_newest(record.broker, record.incarnation, now_ns)
         self.publish(before, self.image)
         self._answer_committed()
 
@@ -448,6 +463,8 @@ class Metadata:
             boot_id=voting.boot_id,
             last_heard=self._heard,
         )
+        for broker, incarnation in self._deaths.items():
+            self.controller.died(broker, incarnation, now_ns)
         journal.event("controller", term=self.raft.term, metadata_offset=self.image.offset)
 
     def _plan(self, controller: Controller, now_ns: int) -> None:
