@@ -19,23 +19,17 @@ import sys
 from pathlib import Path
 
 from node import journal, uptime
-from node.catalog import Catalog
-from node.handlers import table
-from node.handlers.exchange import Context, Identity
-from node.handlers.peers import PeerHandler, sender
-from node.io.liveness import Liveness, OsKernel
-from node.io.loop import Loop
+from node.assembly import Node, Ports, Start
+from node.io.liveness import OsKernel
 from node.io.wire import ZmqWire
 from node.io.workers import ThreadWorkers, is_no_space
-from node.metadata import Metadata, Voting
+from node.metadata import Voting
 from node.rings import Rings, default_budget
-from node.standing import Standing
 from shmlog import directory, process, registry
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.storage import Storage
-from shmlog.protocol import peers
 
 RESERVE_BYTES = 1 << 20
 SWITCH_INTERVAL_S = 0.0005  # the default hand-over of the GIL is up to 5 ms: 40 times a sync
@@ -78,67 +72,33 @@ class Broker:
             self._workers.fileno(),
             process.raise_descriptor_limit(),
         )
-        send = sender(broker, incarnation, self._wire.send_peer)
-        self.metadata = Metadata(
-            storage,
-            str(self._data_dir),
-            Voting(cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters),
-            topic_defaults=cluster.topic_defaults,
-            settings=cluster.settings,
-            clock=clock,
-            rng=random.Random(),
-            workers=self._workers,
-            send=send,
-            same_boot=same_boot,
-            clean=clean,
-        )
-        self.metadata.check_cluster()
-        identity = Identity(cluster.cluster, broker, incarnation, endpoint, cluster.brokers)
-        self.context = Context(
-            identity=identity,
-            settings=cluster.settings,
-            clock=clock,
-            metadata=self.metadata,
-            partitions={},
-            new_topic_id=lambda: os.urandom(16),
-        )
-        table.bind(self.context)
         budget = cluster.settings.ring_budget_bytes
         if budget < 0:
             budget = default_budget(len(cluster.brokers))
-        rings = Rings(registry.MemoryList(directory.memory_list_file(path, broker)), budget)
-        liveness = Liveness(OsKernel(path), self._wire.watch, self._wire.unwatch)
-        self._catalog = Catalog(
-            self.context,
-            storage,
-            self._workers,
-            rings,
-            str(self._data_dir),
-            send,
-            lambda other, number: not liveness.is_dead(other, number),
-            same_boot=same_boot,
-            clean=clean,
+        ports = Ports(
+            storage=storage,
+            wire=self._wire,
+            workers=self._workers,
+            clock=clock,
+            kernel=OsKernel(path),
+            rings=Rings(registry.MemoryList(directory.memory_list_file(path, broker)), budget),
+            rng=random.Random(),
+            new_topic_id=lambda: os.urandom(16),
         )
-        registration = peers.RegisterBroker(
-            id=broker,
-            incarnation=incarnation,
-            boot_id=boot_id,
+        start = Start(
+            data_dir=str(self._data_dir),
             pid=os.getpid(),
             endpoints={"client": endpoint, "peer": peer_endpoint},
+            same_boot=same_boot,
+            clean=clean,
+            settings=cluster.settings,
+            topic_defaults=cluster.topic_defaults,
         )
-        standing = Standing(self.context, self._catalog, registration, self._publish)
-        handler = PeerHandler(self.metadata, self._catalog.replication, clock)
-        self._loop = Loop(
-            self.context,
-            self._catalog,
-            standing,
-            handler,
-            liveness,
-            self._wire,
-            self._workers,
-            clock,
+        voting = Voting(
+            cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters
         )
-        self.metadata.publish = self._loop.published
+        self._node = Node(voting, start, ports, self._publish)
+        self._loop = self._node.loop
         self._storage, self._reserve = storage, reserve
         self._registration = registry.Registration(directory.registry_file(path, broker))
         self._entry = directory.BrokerEntry(
@@ -147,7 +107,7 @@ class Broker:
             incarnation=incarnation,
             pid=os.getpid(),
             boot_id=boot_id,
-            endpoints=registration.endpoints,
+            endpoints=dict(start.endpoints),
             started=clock.wall_ns(),
         )
         self._clean_before = clean
@@ -171,8 +131,8 @@ class Broker:
         journal.event(
             "ready",
             incarnation=self._entry.incarnation,
-            partitions=len(self.context.partitions),
-            metadata_offset=self.metadata.image.offset,
+            partitions=len(self._node.context.partitions),
+            metadata_offset=self._node.metadata.image.offset,
             clean_before=self._clean_before,
         )
 
@@ -185,8 +145,8 @@ class Broker:
         for completion in self._workers.close():
             if completion.error is not None and not is_no_space(completion.error):
                 raise completion.error
-        self._catalog.close_all()
-        self.metadata.log.close(self.metadata.log.synced_end_offset)
+        self._node.catalog.close_all()
+        self._node.metadata.close()
         uptime.write(
             self._data_dir,
             uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True),

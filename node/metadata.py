@@ -577,8 +577,8 @@ class Metadata:
             waiting.done(-1, RequestTimedOut("the controller did not answer in time"))
 
     def close(self) -> None:
-        """A clean stop: everything synced."""
-        self.log.close(min(self.image.offset, self.log.synced_end_offset))
+        """A clean stop: everything synced. Jobs have ended."""
+        self.log.close(self.image.offset)
 
 
 def _fate_unknown() -> ShmlogError:

@@ -14,9 +14,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
+from raft_support import MS, Disk, Node
+
 from node.core.raft.progress import Progress
 from node.core.raft.raft import Entry, Envelope, HardState, Raft, Role
-from raft_support import MS, Disk, Node
 
 CHAOS_NS = 5000 * MS
 HEALED_NS = 5000 * MS
@@ -129,9 +130,7 @@ class Simulation:
 
     def begin_sync(self, node: Node) -> None:
         delay = self.rng.randrange(MS // 2, self.sync_ms * MS) if self.chaos else MS
-        self.after(
-            delay, self.on, node.broker, node.incarnation, lambda n: n.synced(self.now_ns)
-        )
+        self.after(delay, self.on, node.broker, node.incarnation, lambda n: n.synced(self.now_ns))
 
     def start(self, broker: int) -> None:
         if broker in self.nodes:
