@@ -34,6 +34,7 @@ from shmlog.errors import (
 from shmlog.protocol import peers
 
 RETRY_NS = 50 * NS_PER_MS
+SETTLE_NS = 500 * NS_PER_MS
 HAND_OVER_NS = NS_PER_S
 LEAVE_NS = 2 * NS_PER_S
 PREFERRED_NS = 10 * NS_PER_S
@@ -72,6 +73,7 @@ class Standing:
         self._vacancies: frozenset[tuple[bytes, int, int]] = frozenset()  # told, or about to be
         self._asking = False
         self._retry_ns = 0
+        self._publish_ns = 0  # by when to be found
         self._moves: dict[Partition, _Move] = {}
         self._in_sync_since: dict[
             Partition, int
@@ -93,6 +95,7 @@ class Standing:
         if not self._catalog.is_open:
             return
         self._register(now_ns)
+        self._maybe_publish(now_ns)
         self._move(now_ns)
         if self._leaving_since_ns is not None:
             self._leave(now_ns)
@@ -100,8 +103,7 @@ class Standing:
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
         due = [move.deadline_ns for move in self._moves.values()]
-        if self._retry_ns:
-            due.append(self._retry_ns)
+        due += [at_ns for at_ns in (self._retry_ns, self._publish_ns) if at_ns]
         if self._leaving_since_ns is not None:
             due.append(self._leaving_since_ns + LEAVE_NS)
         return min(due, default=None)
@@ -111,7 +113,7 @@ class Standing:
         mine = image.is_current(self._registration.id, self._registration.incarnation)
         if mine and not self.is_registered:
             self.is_registered = True
-            self._registered()
+            self._publish_ns = self._context.clock.monotonic_ns() + SETTLE_NS
         elif self.is_registered and not mine:
             # A later incarnation is registered: it holds the directory, so this cannot be. Do no harm.
             raise InvalidConfig(
@@ -153,6 +155,19 @@ class Standing:
 
         change = self._catalog.registration(self._registration, again=self.is_registered)
         metadata.submit(change, done, now_ns + CHANGE_NS)
+
+    def _maybe_publish(self, now_ns: int) -> None:
+        """Be found, once what this broker is to lead is served; that may depend on others, so not for ever."""
+        if not self._publish_ns:
+            return
+        me = self._registration.id
+        waits = any(
+            partition.leader is None and partition.state.leader in (-1, me)
+            for partition in self._context.partitions.values()
+        )
+        if not waits or now_ns >= self._publish_ns:
+            self._publish_ns = 0
+            self._registered()
 
     # -- hand-over ------------------------------------------------------------------------------------
 

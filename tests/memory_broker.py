@@ -6,20 +6,16 @@ Only socket, clock, workers and disk are replaced: requests are put into `wire`,
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from node.catalog import Catalog
-from node.core.cluster import controller
-from node.core.cluster.image import BrokerRecord
-from node.handlers import table
-from node.handlers.exchange import Context, Identity
-from node.io.loop import Loop
-from node.io.wire import Received
+from node.assembly import Node, Ports, Start
+from node.io.wire import Ready, Received
 from node.io.workers import Completion, Lane
-from node.metadata import Metadata
+from node.metadata import Voting
 from node.rings import Rings
 from shmlog.clock import ManualClock
 from shmlog.log.storage import MemoryStorage
@@ -37,8 +33,23 @@ class HandWire:
         self.waiting: deque[Received] = deque()
         self.sent: list[tuple[bytes, list[bytes]]] = []
 
-    def poll(self, timeout_ms: int) -> bool:
-        return bool(self.waiting)
+    def poll(self, timeout_ms: int) -> Ready:
+        return Ready(bool(self.waiting), False)
+
+    def watch(self, descriptor: int) -> None:
+        pass
+
+    def unwatch(self, descriptor: int) -> None:
+        pass
+
+    def receive_peer(self) -> list[bytes] | None:
+        return None
+
+    def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
+        raise AssertionError("there is no other broker")
+
+    def reset_peer(self, broker: int) -> None:
+        pass
 
     def receive(self) -> Received | None:
         return self.waiting.popleft() if self.waiting else None
@@ -96,6 +107,19 @@ class HandWorkers:
         return []
 
 
+class _NoKernel:
+    """There are no other processes."""
+
+    def open(self, broker: int, incarnation: int) -> int | None:
+        return None
+
+    def close(self, descriptor: int) -> None:
+        pass
+
+    def is_blocked(self, broker: int) -> bool:
+        return False
+
+
 class MemoryBroker:
     """One broker; `ask` sends a request and turns until it is answered."""
 
@@ -113,30 +137,37 @@ class MemoryBroker:
         self.clock = clock or ManualClock(monotonic_ns=10**9)
         self.wire = HandWire()
         self.workers = HandWorkers()
-        metadata = Metadata(
-            self.storage, "data", topic_defaults={}, clock=self.clock, same_boot=True, clean=clean
-        )
-        if not metadata.check_cluster("c"):
-            metadata.found("c")
-        record = BrokerRecord(0, incarnation, "boot", "ipc:///nowhere")
-        metadata.commit_now(lambda image: controller.register_broker(image, record))
         ids = itertools.count(incarnation << 32)
-        self.context = Context(
-            identity=Identity("c", 0, incarnation, "ipc:///nowhere", (0,)),
-            settings=settings or ClusterConfig(),
-            clock=self.clock,
-            metadata=metadata,
-            partitions={},
-            new_topic_id=lambda: next(ids).to_bytes(16, "big"),
+        endpoints = {"client": "ipc:///nowhere", "peer": "ipc:///nowhere"}
+        node = Node(
+            Voting("c", 0, incarnation, "boot", (0,), (0,)),
+            Start(
+                "data", 1, endpoints, True, clean, settings or ClusterConfig(), topic_defaults={}
+            ),
+            Ports(
+                self.storage,
+                self.wire,
+                self.workers,
+                self.clock,
+                _NoKernel(),
+                Rings(MemoryList(tmp_path / "names"), 0),  # no room: rings on the heap
+                random.Random(7),
+                lambda: next(ids).to_bytes(16, "big"),
+            ),
+            lambda: None,
         )
-        table.bind(self.context)
-        rings = Rings(MemoryList(tmp_path / "names"), 0)  # no room: rings on the heap
-        self.catalog = Catalog(
-            self.context, self.storage, self.workers, rings, "data", same_boot=True, clean=clean
-        )
-        self.catalog.open_all()
-        self.loop = Loop(self.context, self.catalog, self.wire, self.workers, self.clock)
+        self.context, self.catalog, self.loop = node.context, node.catalog, node.loop
+        self.metadata, self.standing = node.metadata, node.standing
         self._id = 0
+        self.until(lambda: self.standing.is_registered)
+
+    def until(self, test: Callable[[], bool], turns: int = 40) -> None:
+        """Turn until something is so."""
+        for _ in range(turns):
+            if test():
+                return
+            self.turn()
+        raise AssertionError(f"not within {turns} turns")
 
     def post(self, message: dict[str, Any], *frames: bytes, client: bytes = b"c1") -> int:
         """Put a request into the socket; its id."""

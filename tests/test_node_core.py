@@ -1,19 +1,14 @@
-"""The sans-IO cores: purgatory against a plain model, image and controller, the leader's ledger."""
+"""The sans-IO cores: purgatory against a plain model, the ledger of a leader without followers."""
 
 from __future__ import annotations
 
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.core.cluster import controller
-from node.core.cluster.image import BrokerRecord, Image, apply, decode_record, encode_record
-from node.core.cluster.placement import place
 from node.core.purgatory import Purgatory
 from node.core.replica.leader import Leader
-from shmlog.errors import OffsetOutOfRange, UnknownTopic
 
 
 class _PlainPurgatory:
@@ -96,73 +91,3 @@ def test_the_high_watermark_never_goes_back_and_never_passes_what_is_stored(
         assert last <= ledger.high_watermark <= ledger.stored_end
         assert ledger.synced_end <= ledger.written_end
         last = ledger.high_watermark
-
-
-def _topic(image: Image, name: str = "t", count: int = 2) -> Image:
-    records = controller.create_topic(
-        image,
-        name=name,
-        topic_id=name.encode().ljust(16, b"."),
-        partition_count=count,
-        replication_factor=-1,
-        configs={"segment.bytes": "1MiB"},
-        brokers=(0,),
-    )
-    decoded = [decode_record(encode_record(r)) for r in records]
-    assert decoded == records
-    return apply(image, decoded, image.offset + len(records))
-
-
-def test_an_image_is_not_changed_by_the_next_one() -> None:
-    first = _topic(Image(cluster="c"))
-    second = apply(first, controller.delete_topic(first, name="t"), first.offset + 1)
-    assert "t" in first.topics
-    assert "t" not in second.topics
-    assert second.by_id(first.topics["t"].topic_id) is None
-    assert first.topics["t"].config.segment_bytes == 1 << 20
-
-
-def test_registration_raises_every_leader_epoch() -> None:
-    image = _topic(Image(cluster="c"))
-    records = controller.register_broker(image, BrokerRecord(0, 5, "boot", "ipc:///x"))
-    after = apply(image, records, 99)
-    assert [p.leader_epoch for p in after.topics["t"].partitions] == [2, 2]
-    assert after.brokers[0].incarnation == 5
-
-
-def test_partitions_only_grow_and_settings_fall_back_when_deleted() -> None:
-    image = _topic(Image(cluster="c"))
-    records = controller.add_partitions(image, name="t", partition_count=5, brokers=(0,))
-    image = apply(image, records, 50)
-    assert [p.partition for p in image.topics["t"].partitions] == list(range(5))
-    records = controller.alter_topic(image, name="t", set_values={}, delete=["segment.bytes"])
-    image = apply(image, records, 60)
-    assert image.topics["t"].config.segment_bytes == 64 << 20
-    assert controller.alter_topic(image, name="t", set_values={}, delete=["segment_bytes"]) == []
-
-
-def test_delete_records_stays_within_the_log() -> None:
-    image = _topic(Image(cluster="c"))
-    for offset in (-1, 11):
-        with pytest.raises(OffsetOutOfRange):
-            controller.delete_records(
-                image, name="t", partition=0, offset=offset, high_watermark=10
-            )
-    with pytest.raises(UnknownTopic):
-        controller.delete_records(image, name="t", partition=2, offset=1, high_watermark=10)
-    assert (
-        controller.delete_records(image, name="t", partition=0, offset=0, high_watermark=10) == []
-    )
-
-
-@given(st.binary(min_size=16, max_size=16), st.integers(1, 20), st.integers(1, 5))
-@settings(deadline=None, derandomize=True)
-def test_placement_spreads_replicas_over_different_brokers(
-    topic_id: bytes, count: int, brokers: int
-) -> None:
-    factor = min(3, brokers)
-    placed = place(topic_id, 0, count, factor, range(brokers))
-    assert all(len(set(replicas)) == factor for replicas in placed)
-    leaders = [replicas[0] for replicas in placed]
-    assert max(map(leaders.count, leaders)) <= -(-count // brokers)
-    assert place(topic_id, 0, count, factor, range(brokers)) == placed

