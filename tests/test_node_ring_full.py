@@ -53,7 +53,7 @@ def test_it_is_stored_whole_and_in_order(broker: MemoryBroker) -> None:
     found = produce_in_one_turn(broker)
     assert [entry["error"] for entry in found] == [0] * COUNT
     assert [entry["base_offset"] for entry in found] == list(range(1, COUNT + 1))
-    ring = broker.context.partitions["t", 0].window
+    ring = broker.context.partitions["t", 0].window._writer
     assert ring is not None
     assert (ring.high_watermark, ring.oldest_valid > 0) == (ring.tail, True)
     assert [v[:2] for v in broker.values("t")[1:]] == [
