@@ -32,7 +32,9 @@ class Disk:
         self.entries: list[Entry] = []
         self.durable: list[Entry] = []
         self.hard_state = HardState()
-        self.vouched_end = 0  # up to here `entries` and `durable` are the same, whatever is cut meanwhile
+        self.vouched_end = (
+            0  # up to here `entries` and `durable` are the same, whatever is cut meanwhile
+        )
         self._since: list[int | Entry] = []  # cuts and appends since the last sync
         self._sync: tuple[int, list[Entry], Store] | None = None
 
