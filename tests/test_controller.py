@@ -887,8 +887,9 @@ class Life(Cluster):
         if is_recovery:
             self.check_recovery(before, old, new)
             return
-        ensure(new.leader in (-1, *old.isr), "E1: elected, and no member", old, new)
         left = set(old.isr) - set(new.isr)
+        joined = set(new.isr) - set(old.isr)
+        ensure(joined <= self.controller.alive(before), "J4: the dead or fenced joins", old, new)
         willingly = left - set(new.lossy)
         ensure(not willingly or len(new.isr) >= minimum, "J7: below the minimum", old, new)
 
@@ -988,6 +989,15 @@ class Life(Cluster):
     def kill(self, broker: int) -> None:
         self.up.discard(broker)
         self.hung.discard(broker)
+
+    def stop(self, broker: int) -> None:
+        self.submit(peers.StopBroker(id=broker, incarnation=self.incarnations[broker]))
+        if self.rng.random() < 0.8:
+            self.kill(broker)
+
+    def bounce(self, broker: int) -> None:
+        self.kill(broker)
+        self.start_broker(broker, lossy=self.rng.random() < 0.5)
 
     def restart(self) -> None:
         for broker in self.brokers:
@@ -1091,16 +1101,15 @@ class Life(Cluster):
                 lambda: self.start_broker(broker, lossy=rng.random() < 0.3),
                 lambda: self.hung.add(broker) if broker in self.up else None,
                 lambda: self.hung.discard(broker),
-                lambda: self.submit(
-                    peers.StopBroker(id=broker, incarnation=self.incarnations[broker])
-                ),
+                lambda: self.stop(broker),
+                lambda: self.bounce(broker),
                 self.configure,
                 self.new_life,
                 self.reboot,
                 self.learn_deaths,
                 lambda: self.controller.blocked(rng.sample(list(self.brokers), 1)),
             ],
-            [30, 40, 8, 12, 3, 6, 2, 5, 2, 1, 15, 2],
+            [30, 40, 8, 12, 3, 6, 2, 8, 5, 2, 1, 15, 2],
         )[0]
         one()
         for p in self.partitions():
@@ -1127,7 +1136,7 @@ class Life(Cluster):
         for broker in stopped:
             self.kill(broker)
         self.restart()
-        for _ in range(400):
+        for _ in range(100):
             self.now += 250 * MS
             self.beat()
             self.tell()
