@@ -69,7 +69,19 @@ class Controller:
         self.replicas = tuple(range(count))
         self.best = best  # the highest (epoch of the last batch, end) of some brokers
         first = Image(
-            0, 1, 0, self.replicas, False, 0, (), -1, -1, (0,) * count, frozenset(), minimum, durability
+            0,
+            1,
+            0,
+            self.replicas,
+            False,
+            0,
+            (),
+            -1,
+            -1,
+            (0,) * count,
+            frozenset(),
+            minimum,
+            durability,
         )
         self.images = [first]
 
@@ -168,7 +180,11 @@ class Controller:
     def propose(self, broker: int, incarnation: int, epoch: int, proposal: Proposal) -> int:
         """0, or the code of a refusal (J5, J7)."""
         image = self.image
-        if (image.leader, image.leader_epoch, image.incarnations[broker]) != (broker, epoch, incarnation):
+        if (image.leader, image.leader_epoch, image.incarnations[broker]) != (
+            broker,
+            epoch,
+            incarnation,
+        ):
             return 108
         if image.partition_epoch != proposal.partition_epoch:
             return 95
@@ -296,7 +312,8 @@ class Broker:
             )
             self.reconciled_epoch = image.leader_epoch
         self.leader.see_brokers(
-            {b: BrokerFact(image.incarnations[b], b not in image.fenced) for b in self.replicas}, now
+            {b: BrokerFact(image.incarnations[b], b not in image.fenced) for b in self.replicas},
+            now,
         )
         if image.durability == "os":
             self.level = "os"  # before the first end at `os` counts
@@ -568,14 +585,21 @@ class Walk:
 
     def on_start(self, broker: int, incarnation: int, epoch: int, start: int) -> None:
         if self.controller.start(broker, incarnation, epoch, start):
-            log, lost = self.brokers[broker].log, self.brokers[broker].lost
+            winner = self.brokers[broker]
             if epoch == self.controller.image.recovery_epoch:
-                self.recovered_epoch = epoch
-                same = (pair for pair in zip(log, self.committed, strict=False))
-                keep = next((i for i, (a, b) in enumerate(same) if a != b), len(log))
-                del self.committed[keep:]
-            elif not lost and log[: len(self.committed)] != self.committed:
+                self.recover(winner, epoch)
+            elif not winner.lost and not self.holds(winner):
                 raise Violation(f"I7: elected leader {broker} lacks committed records")
+
+    def recover(self, winner: Broker, epoch: int) -> None:
+        """What the winner of a recovery election has is what there is; a suffix may be gone."""
+        self.recovered_epoch = epoch
+        keep = 0
+        for mine, theirs in zip(winner.log, self.committed, strict=False):
+            if mine != theirs:
+                break
+            keep += 1
+        self.committed = winner.log[: max(keep, winner.high_watermark)]
 
     def on_hand_over(self, broker: int, epoch: int, target: int) -> None:
         self.controller.hand_over(broker, epoch, target)
@@ -638,9 +662,7 @@ class Walk:
             high_watermark = broker.leader.high_watermark
             error = int(position > len(broker.log))
             records = broker.log[position : position + self.rng.randrange(1, 5)]
-        self.send(
-            "fetched", sender, incarnation, error, epoch, position, records, high_watermark
-        )
+        self.send("fetched", sender, incarnation, error, epoch, position, records, high_watermark)
 
     def on_fetched(
         self,
