@@ -585,14 +585,21 @@ class Walk:
 
     def on_start(self, broker: int, incarnation: int, epoch: int, start: int) -> None:
         if self.controller.start(broker, incarnation, epoch, start):
-            log, lost = self.brokers[broker].log, self.brokers[broker].lost
+            winner = self.brokers[broker]
             if epoch == self.controller.image.recovery_epoch:
-                self.recovered_epoch = epoch
-                same = (pair for pair in zip(log, self.committed, strict=False))
-                keep = next((i for i, (a, b) in enumerate(same) if a != b), len(log))
-                del self.committed[keep:]
-            elif not lost and log[: len(self.committed)] != self.committed:
+                self.recover(winner, epoch)
+            elif not winner.lost and not self.holds(winner):
                 raise Violation(f"I7: elected leader {broker} lacks committed records")
+
+    def recover(self, winner: Broker, epoch: int) -> None:
+        """What the winner of a recovery election has is what there is; a suffix may be gone."""
+        self.recovered_epoch = epoch
+        keep = 0
+        for mine, theirs in zip(winner.log, self.committed, strict=False):
+            if mine != theirs:
+                break
+            keep += 1
+        self.committed = winner.log[: max(keep, winner.high_watermark)]
 
     def on_hand_over(self, broker: int, epoch: int, target: int) -> None:
         self.controller.hand_over(broker, epoch, target)

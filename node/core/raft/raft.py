@@ -181,6 +181,9 @@ class Raft:
         self._messages_after_store: list[Envelope] = []
 
         self._votes: set[int] = set()
+        self._death_proven = (
+            False  # the leader of the term before the one that votes are asked for is dead
+        )
         self._terms_told: dict[
             int, int
         ] = {}  # by other voters to this incarnation, while abstaining
@@ -344,7 +347,9 @@ class Raft:
 
     def peer_back(self, broker: int, now_ns: int) -> None:
         """A new incarnation of `broker` speaks; called before its first message. What the old one had is forgotten."""
-        self.peer_died(broker, now_ns)
+        self._now_ns = now_ns
+        if broker == self.leader:
+            self.peer_died(broker, now_ns)
         self._dead.discard(broker)
         if broker in self._progress:
             self._progress[broker] = Progress(self.end_offset)
@@ -405,20 +410,18 @@ class Raft:
             return
         self.role = Role.PRE_CANDIDATE
         self.leader = None
+        self._death_proven = self._leader_dead
         self._votes = {self.broker}
         self._ask_votes(term=self.term + 1, pre=True, send=self._send)
         self._count_votes()
 
     def _become_candidate(self) -> None:
-        death_proven = self._leader_dead
         self._raise_term(self.term + 1, self.broker)
         self.role = Role.CANDIDATE
         self._elections += 1
         self._votes = set()  # the own vote counts once it is stored (R07)
         self._arm()
-        self._ask_votes(
-            term=self.term, pre=False, send=self._send_after_store, death_proven=death_proven
-        )
+        self._ask_votes(term=self.term, pre=False, send=self._send_after_store)
 
     def _become_leader(self) -> None:
         self.role = Role.LEADER
@@ -441,14 +444,7 @@ class Raft:
 
     # -- votes --------------------------------------------------------------------------------------------
 
-    def _ask_votes(
-        self,
-        *,
-        term: int,
-        pre: bool,
-        send: Callable[[int, Message], None],
-        death_proven: bool | None = None,
-    ) -> None:
+    def _ask_votes(self, *, term: int, pre: bool, send: Callable[[int, Message], None]) -> None:
         for voter in self._voters:
             if voter != self.broker:
                 request = VoteRequest(
@@ -456,7 +452,7 @@ class Raft:
                     last_term=self._terms.last_term,
                     end_offset=self.end_offset,
                     pre=pre,
-                    death_proven=self._leader_dead if death_proven is None else death_proven,
+                    death_proven=self._death_proven,
                     sent_ns=self._now_ns,
                 )
                 send(voter, request)
