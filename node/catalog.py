@@ -152,7 +152,7 @@ class Catalog:
             self._follow_topic(successor)
 
     def _open(self, topic: Topic, state: PartitionRecord, *, same_boot: bool, clean: bool) -> Log:
-        return Log.open(
+        log = Log.open(
             self._storage,
             f"{self._data_dir}/{paths.partition_dir(topic.name, state.partition)}",
             topic_id=topic.topic_id,
@@ -163,6 +163,9 @@ class Catalog:
             clean=clean,
             replicated=len(state.replicas) > 1,
         )
+        if topic.config.durability == "os" and log.level == "disk":
+            log.set_level("os").run()  # before anything is counted by it
+        return log
 
     def _opened(
         self, topic: Topic, state: PartitionRecord, log: object, error: BaseException | None
@@ -203,6 +206,7 @@ class Catalog:
             partition.configure(topic.config)
             if partition.log.synced_end_offset < partition.log.log_end_offset:
                 self.upkeep.written(partition)
+        self._count(partition)
         before, partition.state = partition.state, state
         if state.leader == self._context.identity.broker:
             self._apply_leader(partition)
@@ -213,6 +217,39 @@ class Catalog:
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start and not partition.cutting:
             self._trim(partition, start)
+
+    def _count(self, partition: Partition) -> None:
+        """6.7: the durability by which ends are counted follows the topic's, but never ahead of the log's level."""
+        log, wanted = partition.log, partition.config.durability
+        if wanted == partition.counted_by or partition.cutting:
+            return
+        if wanted == "disk":
+            partition.counted_by = "disk"  # the level follows once all that was reported is synced
+            self.upkeep.written(partition)
+            return
+
+        def written(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+            if partition.config.durability == "os":
+                partition.counted_by = "os"
+                if partition.leader is not None and partition.confirmed():
+                    self.settled(partition)
+
+        self._workers.submit(Lane.FILES, log.set_level("os").run, written)
+
+    def _raise_level(self, partition: Partition) -> None:
+        log = partition.log
+        behind = partition.counted_by == "disk" and log.level == "os"
+        if behind and not partition.cutting and log.synced_end_offset == log.log_end_offset:
+            self._workers.submit(Lane.FILES, log.set_level("disk").run, _raise_error)
+
+    def registered(self) -> None:
+        """The cluster has taken note of replicas that were lossy at the start."""
+        for partition in self._context.partitions.values():
+            if partition.log.recovery.lossy:
+                job = partition.log.forget_lossy()
+                self._workers.submit(Lane.FILES, job.run, _raise_error)
 
     def _apply_leader(self, partition: Partition) -> None:
         state = partition.state
@@ -560,6 +597,7 @@ class Catalog:
 
     def _synced(self, partition: Partition) -> None:
         """A sync has ended."""
+        self._raise_level(partition)
         if partition.leader is not None:
             if partition.synced(partition.log.synced_end_offset):
                 self.settled(partition)

@@ -99,6 +99,8 @@ class Partition:
         self.follower: Follower | None = None
         self.elected_epoch = -1  # the epoch that this broker was elected for and has prepared
         self.moving_to: int | None = None  # whom the partition is being handed to
+        # By which durability ends are counted here; "os" only once the log's level says so (SEMANTICS 6.7).
+        self.counted_by: str = log.level
         self.cutting = False  # a worker cuts the log: nobody else touches it
         self.next_offset = log.log_end_offset
         self._broker = broker
@@ -137,7 +139,7 @@ class Partition:
             isr=state.isr,
             partition_epoch=state.partition_epoch,
             minimum_isr=self.config.minimum_isr(len(state.replicas)),
-            durability=self.config.durability,
+            durability=self.counted_by,
             written_end=log.log_end_offset,
             synced_end=log.synced_end_offset,
             high_watermark=self._high_watermark,
@@ -174,7 +176,7 @@ class Partition:
             self.state.isr,
             self.state.partition_epoch,
             self.config.minimum_isr(len(self.state.replicas)),
-            self.config.durability,
+            self.counted_by,
         )
         return self._moved(moved)
 

@@ -137,7 +137,7 @@ class Replication:
         if pull is None or key not in pull.fetched:
             return
         epoch, reported = pull.fetched[key]
-        durability, stored = partition.config.durability, partition.stored_end
+        durability, stored = partition.counted_by, partition.stored_end
         if stored > reported:
             pull.fetched[key] = (epoch, stored)
             end = peers.StoredEnd(*key, epoch, stored, durability)
@@ -225,7 +225,7 @@ class Replication:
                     epoch,
                     partition.log.log_end_offset,
                     stored,
-                    partition.config.durability,
+                    partition.counted_by,
                     partition.log.epochs.last_epoch,
                 )
             )

@@ -113,6 +113,7 @@ class Standing:
         mine = image.is_current(self._registration.id, self._registration.incarnation)
         if mine and not self.is_registered:
             self.is_registered = True
+            self._catalog.registered()
             self._publish_ns = self._context.clock.monotonic_ns() + SETTLE_NS
         elif self.is_registered and not mine:
             # A later incarnation is registered: it holds the directory, so this cannot be. Do no harm.
@@ -244,9 +245,17 @@ class Standing:
         self._context.metadata.submit(change, done, now_ns + CHANGE_NS)
 
     def move_preferred(self, now_ns: int) -> None:
-        """Once a second: give one partition back to a preferred leader that has been in sync for long enough."""
+        """Once a second: give one partition back to a preferred leader that has been in sync for long enough.
+
+        And every one that this broker holds up, because its own disk does not answer (J6).
+        """
         if self._leaving_since_ns is not None:
             return
+        for partition in self._context.partitions.values():
+            if partition.leader is not None and partition.leader.holds_back(now_ns):
+                target = self._successor(partition)
+                if target is not None and partition not in self._moves:
+                    self._begin_move(partition, target, now_ns, _say_nothing)
         me, since = self._registration.id, {}
         for partition in self._context.partitions.values():
             preferred = partition.state.replicas[0]
