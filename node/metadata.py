@@ -95,8 +95,10 @@ class _Waiting(NamedTuple):
     deadline_ns: int
 
 
-def open_log(storage: Storage, data_dir: str, clock: Clock, *, same_boot: bool, clean: bool) -> Log:
-    """The metadata log of a data directory."""
+def open_log(
+    storage: Storage, data_dir: str, clock: Clock, *, same_boot: bool, clean: bool, replicated: bool
+) -> Log:
+    """The metadata log of a data directory. `replicated`: damage is set aside, the other voters have it all."""
     config = TopicConfig(
         durability="disk",
         segment_bytes=16 * MIB,
@@ -112,6 +114,7 @@ def open_log(storage: Storage, data_dir: str, clock: Clock, *, same_boot: bool, 
         now_ns=clock.monotonic_ns(),
         same_boot=same_boot,
         clean=clean,
+        replicated=replicated,
     )
 
 
@@ -146,7 +149,14 @@ class Metadata:
     ) -> None:
         self.voting = voting
         self.image = Image(topic_defaults=dict(topic_defaults))
-        self.log = open_log(storage, data_dir, clock, same_boot=same_boot, clean=clean)
+        self.log = open_log(
+            storage,
+            data_dir,
+            clock,
+            same_boot=same_boot,
+            clean=clean,
+            replicated=len(voting.voters) > 1,
+        )
         self.controller: Controller | None = None
         self.publish: Publish = lambda old, new: None
         self._storage = storage
