@@ -81,7 +81,7 @@ class Broker:
                 f"{self._data_dir}/incarnation was lost: this start would be number {incarnation}, the "
                 f"metadata knows {before.incarnation}; write a number of at least that into it"
             )
-        record = BrokerRecord(broker, incarnation, boot_id, endpoint)
+        record = BrokerRecord(broker, incarnation, boot_id, os.getpid(), {"client": endpoint})
         self.metadata.commit_now(lambda image: controller.register_broker(image, record))
         identity = Identity(cluster.cluster, broker, incarnation, endpoint, cluster.brokers)
         self.context = Context(

@@ -118,7 +118,7 @@ class MemoryBroker:
         )
         if not metadata.check_cluster("c"):
             metadata.found("c")
-        record = BrokerRecord(0, incarnation, "boot", "ipc:///nowhere")
+        record = BrokerRecord(0, incarnation, "boot", 1, {"client": "ipc:///nowhere"})
         metadata.commit_now(lambda image: controller.register_broker(image, record))
         ids = itertools.count(incarnation << 32)
         self.context = Context(

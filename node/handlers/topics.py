@@ -92,7 +92,10 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
             controller=identity.broker,
             brokers=[
                 BrokerInfo(
-                    broker=b.broker, incarnation=b.incarnation, endpoint=b.endpoint, alive=True
+                    broker=b.broker,
+                    incarnation=b.incarnation,
+                    endpoint=b.endpoints["client"],
+                    alive=True,
                 )
                 for b in image.brokers.values()
             ],
