@@ -40,6 +40,8 @@ class Code(enum.IntEnum):
     FENCED_LEADER_EPOCH = 74
     UNKNOWN_LEADER_EPOCH = 75
     UNSUPPORTED_COMPRESSION_TYPE = 76
+    PREFERRED_LEADER_NOT_AVAILABLE = 80
+    ELECTION_NOT_NEEDED = 84
     INVALID_RECORD = 87
     UNKNOWN_TOPIC_ID = 100
     INCONSISTENT_TOPIC_ID = 103
@@ -304,6 +306,10 @@ TABLE: dict[Code, Entry] = {
     Code.UNSUPPORTED_COMPRESSION_TYPE: Entry(
         UnsupportedCompression, 1, "pip install 'shmlog[compression]'"
     ),
+    Code.PREFERRED_LEADER_NOT_AVAILABLE: Entry(
+        LeaderUnavailable, 5, "wait until that replica is in sync"
+    ),
+    Code.ELECTION_NOT_NEEDED: Entry(InvalidRequest, 0, "nothing to do: it leads already"),
     Code.INVALID_RECORD: Entry(InvalidRecord, 1, "see docs/protocol.md, record batch"),
     Code.UNKNOWN_TOPIC_ID: Entry(UnknownTopic, 3, "the topic was deleted; refresh the metadata"),
     Code.INCONSISTENT_TOPIC_ID: Entry(UnknownTopic, 3, "the name has another topic; refresh"),

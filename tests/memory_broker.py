@@ -122,7 +122,7 @@ class MemoryBroker:
         metadata.commit_now(lambda image: controller.register_broker(image, record))
         ids = itertools.count(incarnation << 32)
         self.context = Context(
-            identity=Identity("c", 0, incarnation, "ipc:///nowhere", (0,)),
+            identity=Identity("c", 0, incarnation, "ipc:///nowhere", (0,), (0,)),
             settings=settings or ClusterConfig(),
             clock=self.clock,
             metadata=metadata,

@@ -124,7 +124,9 @@ def test_an_image_is_not_changed_by_the_next_one() -> None:
 
 def test_registration_raises_every_leader_epoch() -> None:
     image = _topic(Image(cluster="c"))
-    records = controller.register_broker(image, BrokerRecord(0, 5, "boot", 1, {"client": "ipc:///x"}))
+    records = controller.register_broker(
+        image, BrokerRecord(0, 5, "boot", 1, {"client": "ipc:///x"})
+    )
     after = apply(image, records, 99)
     assert [p.leader_epoch for p in after.topics["t"].partitions] == [2, 2]
     assert after.brokers[0].incarnation == 5

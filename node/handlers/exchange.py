@@ -106,6 +106,7 @@ class Identity:
     incarnation: int
     endpoint: str
     brokers: tuple[int, ...]
+    voters: tuple[int, ...]
 
 
 @dataclass(slots=True)
