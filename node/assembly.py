@@ -84,6 +84,7 @@ class Node:
                 voting.incarnation,
                 start.endpoints["client"],
                 voting.brokers,
+                voting.voters,
             ),
             settings=start.settings,
             clock=ports.clock,
@@ -112,6 +113,7 @@ class Node:
             endpoints=dict(start.endpoints),
         )
         self.standing = Standing(self.context, self.catalog, registration, registered)
+        self.context.elect = self.standing.elect_preferred
         self.loop = Loop(
             self.context,
             self.catalog,

@@ -44,7 +44,7 @@ class Broker:
         if broker not in cluster.brokers:
             raise InvalidConfig(f"cluster.toml has no broker {broker}: {list(cluster.brokers)}")
         self._path = path
-        self._data_dir = directory.data_dir(path, broker)
+        self._data_dir = cluster.data_dirs[broker]
         endpoint = f"ipc://{directory.client_socket(path, broker)}"
         self._data_lock = registry.lock_data_dir(self._data_dir)
         storage = OsStorage()
@@ -57,7 +57,7 @@ class Broker:
         same_boot = last is not None and last.boot_id == boot_id
         clean = last is not None and last.clean
         incarnation = registry.next_incarnation(self._data_dir)
-        directory.unlink_memory_of_dead(path, broker)
+        directory.unlink_memory_of_dead(cluster, broker)
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
         # Not clean from here on; but until recovery is done the logs are as the last boot left them.
         last_boot_id = "" if last is None else last.boot_id

@@ -5,6 +5,8 @@ names.
 
     {"op":"status","id":1}  ->  {"id":1,"error":0,"brokers":[{"broker","pid","state","restarts"}]}
     {"op":"down","id":2}    ->  the same, once every broker has ended
+    {"op":"restart","id":3,"broker":N} or {"op":"restart","id":3,"rolling":true}
+                            ->  the same, once they serve again and the cluster is as healthy as it was
 
 Events are one JSON object a line on the supervisor's standard error: {"event": ..., ...}.
 
@@ -24,6 +26,9 @@ from shmlog import process
 from shmlog.directory import SupervisorEntry
 from shmlog.errors import BrokerGone, RequestTimedOut, from_wire
 from shmlog.protocol.header import Codec, decode, encode
+from shmlog.protocol.messages import Request
+
+RESTART_TIMEOUT_S = 90.0  # for each broker: the supervisor gives up before
 
 
 class State(enum.StrEnum):
@@ -33,6 +38,13 @@ class State(enum.StrEnum):
     READY = "ready"  # it has published its registration, so it serves
     BACKOFF = "backoff"  # it died, the next one is due soon
     STOPPED = "stopped"  # it ended and is not started again
+
+
+class ControlRequest(Request, kw_only=True, omit_defaults=True):
+    """A question to the supervisor; `restart` names a broker, or says `rolling`: all, one by one."""
+
+    broker: int | None = None
+    rolling: bool = False
 
 
 class BrokerStatus(Struct, frozen=True, kw_only=True):
@@ -45,7 +57,7 @@ class BrokerStatus(Struct, frozen=True, kw_only=True):
 
 
 class StatusAnswer(Struct, kw_only=True):
-    """The answer to both operations; with an error, `name` and `message` say which."""
+    """The answer to every operation; with an error, `name` and `message` say which."""
 
     id: int | None = None
     error: int = 0
@@ -54,7 +66,7 @@ class StatusAnswer(Struct, kw_only=True):
     brokers: list[BrokerStatus] = []
 
 
-def ask(supervisor: SupervisorEntry, op: str, timeout_s: float) -> StatusAnswer:
+def ask(supervisor: SupervisorEntry, op: str, timeout_s: float, **fields: Any) -> StatusAnswer:
     """Put one question to a supervisor; waits for the answer or for its death.
 
     Raises: RequestTimedOut: no answer within `timeout_s`; BrokerGone: it died; ShmlogError.
@@ -68,7 +80,7 @@ def ask(supervisor: SupervisorEntry, op: str, timeout_s: float) -> StatusAnswer:
     with os.fdopen(death), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(supervisor.endpoints["control"])
-        socket.send_multipart([encode({"op": op, "id": 1}, Codec.JSON)])
+        socket.send_multipart([encode({"op": op, "id": 1, **fields}, Codec.JSON)])
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(death, zmq.POLLIN)
@@ -88,7 +100,7 @@ def cause_of_death(event: Mapping[str, Any]) -> str:
     """How a process ended, for people: "killed by signal 9" or "ended with exit code 8"."""
     if "signal" in event:
         return f"killed by signal {event['signal']}"
-    return f"ended with exit code {event['code']}"
+    return f"ended with exit code {event['code']}" if "code" in event else "has ended"
 
 
 def event_text(event: Mapping[str, Any]) -> str:
@@ -98,7 +110,8 @@ def event_text(event: Mapping[str, Any]) -> str:
         case "started":
             return f"supervisor (pid {event['pid']}) on {event['directory']}"
         case "ready":
-            return f"broker {event['broker']}   ready   pid {event['pid']}"
+            adopted = "   adopted" if event.get("adopted") else ""
+            return f"broker {event['broker']}   ready   pid {event['pid']}{adopted}"
         case "exit":
             text = f"{who} {cause_of_death(event)}"
             if "backoff_ms" in event:

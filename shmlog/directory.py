@@ -1,12 +1,12 @@
 """The cluster directory: what is in it, who lives there, and how it is found.
 
     DIR/                0700, of the user who runs the cluster
-      cluster.toml      format, cluster id, broker ids, defaults of topics and settings
+      cluster.toml      format, cluster id, brokers, voters, data directories elsewhere, defaults
       run/              broker-N.json supervisor.json   who lives (registry.py)
-                        broker-N.sock supervisor.sock   where they listen
+                        broker-N.sock broker-N.peer.sock supervisor.sock   where they listen
                         broker-N.shm                    names of its shared memory
                         broker-N.log supervisor.log     of detached processes
-      broker-N/         data, `lock`, `incarnation`
+      broker-N/         data, `lock`, `incarnation`; or where [broker.N] says
 
 A directory that other users may write to, or that belongs to somebody else, is refused: whoever may
 enter it may do everything. A cluster is found by option, then environment, then the `shmlog dev`
@@ -22,7 +22,7 @@ import random
 import stat
 import string
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +41,8 @@ from shmlog.settings import (
 
 FORMAT = 1
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), less its closing NUL
-_KEYS = ("format", "cluster", "brokers", "topic", "settings")
+_KEYS = ("format", "cluster", "brokers", "voters", "broker", "topic", "settings")
+_BROKER_KEYS = ("data",)
 _ID_LETTERS = string.ascii_letters + string.digits
 _OWN_FILES = ("run", "lost+found")  # may lie in a directory that has no cluster.toml yet
 
@@ -55,7 +56,8 @@ class ClusterFile:
     path: Path
     cluster: str
     brokers: tuple[int, ...]
-    voters: tuple[int, ...]
+    voters: tuple[int, ...]  # the metadata quorum; fixed
+    data_dirs: dict[int, Path]
     topic_defaults: dict[str, Any]
     settings: ClusterConfig
 
@@ -67,7 +69,7 @@ class BrokerEntry(Entry, frozen=True, kw_only=True):
     cluster: str
     broker: int
     incarnation: int
-    endpoints: dict[str, str]  # client: an ipc:// address
+    endpoints: dict[str, str]  # client, peer: ipc:// addresses
 
 
 class SupervisorEntry(Entry, frozen=True, kw_only=True):
@@ -137,10 +139,6 @@ def _socket(path: Path, name: str) -> Path:
     return file
 
 
-def data_dir(path: Path, broker: int) -> Path:
-    return absolute(path) / f"broker-{broker}"
-
-
 def registry_file(path: Path, broker: int) -> Path:
     return run_dir(path) / f"broker-{broker}.json"
 
@@ -182,14 +180,15 @@ def create_cluster(
     """
     path = absolute(path)
     ids = list(range(brokers))
+    voters = default_voters(ids)
     cluster = "".join(random.SystemRandom().choices(_ID_LETTERS, k=22))
     tables = {
         "topic": check_all(topic or {}, TOPIC_SETTINGS),
         "settings": check_all(settings or {}, CLUSTER_SETTINGS),
     }
-    head = {"format": FORMAT, "cluster": cluster, "brokers": ids}
+    head = {"format": FORMAT, "cluster": cluster, "brokers": ids, "voters": voters}
     _checked(path, {**head, **tables})
-    supervisor_socket(path)  # the longest name
+    peer_socket(path, ids[-1])  # the longest name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if cluster_file(path).exists():
         raise InvalidConfig(f"{cluster_file(path)} exists")
@@ -225,6 +224,7 @@ def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
             f"{path} is a cluster of {len(cluster.brokers)}, not of {brokers}: leave -n out, or "
             "choose another --dir"
         )
+    peer_socket(path, max(cluster.brokers))  # it may have been moved
     run_dir(path).mkdir(mode=0o700, exist_ok=True)
     return cluster
 
@@ -243,20 +243,33 @@ def load_cluster(path: Path) -> ClusterFile:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ClusterNotFound(f"no cluster in {path}: there is no cluster.toml") from None
-    _check_owner(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o022:
-        raise InvalidConfig(f"{path} has mode {mode:04o}: others may write to it; chmod 700 it")
+    _check_private(path)
     try:
-        return _checked(path, tomllib.loads(content.decode()))
+        cluster = _checked(path, tomllib.loads(content.decode()))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
         raise InvalidConfig(f"{file}: {error}") from None
+    for place in cluster.data_dirs.values():
+        if place.exists():
+            _check_private(place)
+    return cluster
 
 
 def _check_owner(path: Path) -> None:
     owner = path.stat().st_uid
     if owner != os.geteuid():
         raise InvalidConfig(f"{path} belongs to uid {owner}, this process runs as {os.geteuid()}")
+
+
+def _check_private(path: Path) -> None:
+    _check_owner(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o022:
+        raise InvalidConfig(f"{path} has mode {mode:04o}: others may write to it; chmod 700 it")
+
+
+def default_voters(brokers: Sequence[int]) -> list[int]:
+    """The first 1, 3 or 5 brokers: an even number would survive no more deaths than one less."""
+    return list(brokers[: min(5, (len(brokers) - 1) // 2 * 2 + 1)])
 
 
 def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
@@ -268,18 +281,57 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
     cluster, brokers = toml.get("cluster"), toml.get("brokers")
     if not (isinstance(cluster, str) and cluster.isalnum() and cluster.isascii()):
         raise InvalidConfig(f"cluster = {cluster!r}: must be letters and digits")
-    if not (isinstance(brokers, list) and all(type(b) is int for b in brokers)):
-        raise InvalidConfig(f"brokers = {brokers!r}: must be a list of whole numbers")
-    if not brokers or min(brokers) < 0 or len(set(brokers)) != len(brokers):
-        raise InvalidConfig(f"brokers = {brokers!r}: must be different numbers from 0 on")
-    voters = brokers[: 5 if len(brokers) > 4 else 3 if len(brokers) > 2 else 1]
+    brokers = _ids("brokers", brokers)
+    voters = _ids("voters", toml.get("voters", default_voters(brokers)))
+    if len(voters) not in (1, 3, 5) or not set(voters) <= set(brokers):
+        raise InvalidConfig(f"voters = {voters}: must be 1, 3 or 5 of the brokers {brokers}")
+    data_dirs = _data_dirs(path, brokers, toml.get("broker", {}))
     topic_defaults, settings = toml.get("topic", {}), toml.get("settings", {})
     if not (isinstance(topic_defaults, dict) and isinstance(settings, dict)):
         raise InvalidConfig("topic and settings must be tables: [topic], [settings]")
     topic_defaults = check_all(topic_defaults, TOPIC_SETTINGS)
     TopicConfig(**topic_defaults)  # raises where they contradict each other
     settings = ClusterConfig(**check_all(settings, CLUSTER_SETTINGS))
-    return ClusterFile(path, cluster, tuple(brokers), tuple(voters), topic_defaults, settings)
+    return ClusterFile(
+        path, cluster, tuple(brokers), tuple(voters), data_dirs, topic_defaults, settings
+    )
+
+
+def _ids(key: str, value: Any) -> list[int]:
+    if not (isinstance(value, list) and all(type(b) is int and b >= 0 for b in value)):
+        raise InvalidConfig(f"{key} = {value!r}: must be a list of whole numbers from 0")
+    if not value or len(set(value)) < len(value):
+        raise InvalidConfig(f"{key} = {value!r}: must be at least one, each once")
+    return value
+
+
+def _data_dirs(path: Path, brokers: Sequence[int], tables: Any) -> dict[int, Path]:
+    """Where each broker's data is: what [broker.N] says, else broker-N."""
+    found = {broker: path / f"broker-{broker}" for broker in brokers}
+    by_name = {str(broker): broker for broker in brokers}
+    if not isinstance(tables, dict):
+        raise InvalidConfig("broker must be tables: [broker.0]")
+    for name, table in tables.items():
+        if name not in by_name or not isinstance(table, dict):
+            raise InvalidConfig(f"[broker.{name}]: there are brokers {', '.join(by_name)}")
+        for key in table:
+            if key not in _BROKER_KEYS:
+                wanted = did_you_mean(key, _BROKER_KEYS)
+                raise InvalidConfig(f"[broker.{name}]: unknown key {key!r}{wanted}")
+        data = table.get("data", f"broker-{name}")
+        if not isinstance(data, str) or not data or "\0" in data:
+            raise InvalidConfig(f"[broker.{name}] data = {data!r}: must be a path")
+        found[by_name[name]] = absolute(path / data)
+    _check_apart(path, found)
+    return found
+
+
+def _check_apart(path: Path, data_dirs: Mapping[int, Path]) -> None:
+    """No data directory is, or lies in, another one; none holds the cluster directory."""
+    for broker, place in data_dirs.items():
+        others = [other for b, other in data_dirs.items() if b != broker] + [path / "run"]
+        if any(place.is_relative_to(other) for other in others) or path.is_relative_to(place):
+            raise InvalidConfig(f"[broker.{broker}] data = {str(place)!r}: is in use already")
 
 
 # -- who lives ------------------------------------------------------------------------------------
@@ -315,6 +367,25 @@ def nobody_lives(path: Path) -> ClusterNotFound:
     return ClusterNotFound(f"no broker of {path} is running{why}\n  start it:  {how}")
 
 
+def watch_broker(path: Path, broker: int) -> tuple[BrokerEntry, int] | None:
+    """A living broker's entry, and a pidfd that is readable once this very process has ended.
+
+    The pid may belong to another process by the time the pidfd is made: so the entry is read again,
+    and its lock must still be held (E4).
+    """
+    file = registry_file(path, broker)
+    seen = registry.read(file, BrokerEntry)
+    if seen is None or not seen.alive:
+        return None
+    pidfd = process.open_pidfd(seen.entry.pid)
+    if pidfd is None:
+        return None
+    if registry.read(file, BrokerEntry) != seen:
+        os.close(pidfd)
+        return None
+    return seen.entry, pidfd
+
+
 def stamp_death(path: Path, broker: int) -> None:
     """Note in the registration of a dead broker that it died now. Only for whoever saw it die."""
     file = registry_file(path, broker)
@@ -323,7 +394,7 @@ def stamp_death(path: Path, broker: int) -> None:
         os.utime(file, ns=(now_ns, now_ns))
 
 
-def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
+def unlink_memory_of_dead(cluster: ClusterFile, broker: int) -> list[str]:
     """Unlink the shared memory that a dead incarnation left, by its list; return the names on it.
 
     Does nothing while the broker lives, be it before or after its registration; the broker itself
@@ -331,7 +402,8 @@ def unlink_memory_of_dead(path: Path, broker: int) -> list[str]:
     """
     from shmlog.ring import posix
 
-    owner = registry.data_dir_owner(data_dir(path, broker))
+    path = cluster.path
+    owner = registry.data_dir_owner(cluster.data_dirs[broker])
     if process.is_locked(registry_file(path, broker)) or owner not in (None, os.getpid()):
         return []
     listed = MemoryList(memory_list_file(path, broker))

@@ -1,8 +1,8 @@
 """Starting a supervisor as a process of its own, and stopping what one left behind.
 
 `shmlog` never imports `node`: a supervisor is started by its module's name, and heard through its
-event log and the registry. What it says while it starts decides: every broker ready, or a cause to
-show.
+event log, by whoever waits for the start and by whoever goes on watching. What it says while it
+starts decides: every broker ready, or a cause to show.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from shmlog import clock, directory, process, registry
 from shmlog.control import cause_of_death
-from shmlog.errors import CorruptLog, InvalidConfig, RequestTimedOut, ServerError
+from shmlog.errors import CorruptLog, InvalidConfig, RequestTimedOut, ServerError, ShmlogError
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-FAILED_STARTS_MAX = 3
+FAILED_STARTS_MAX = 3  # of one broker
 _POLL_S = 0.005
+_WATCH_S = 0.1
 _TAIL_BYTES = 2000
 
 
@@ -41,7 +43,7 @@ class Background:
         self.path = path
         self._log = directory.supervisor_log(path)
         with directory.open_log(self._log) as log:
-            self._position = log.tell()
+            self._position = self._heard = log.tell()
             self.process = subprocess.Popen(
                 supervisor_command(path, "--logs", *options),
                 stdin=subprocess.DEVNULL,
@@ -50,37 +52,64 @@ class Background:
                 start_new_session=True,
             )
 
-    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[int, directory.BrokerEntry]:
-        """Wait until every broker serves; their registrations.
+    def wait_ready(
+        self,
+        timeout_s: float = START_TIMEOUT_S,
+        heard: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> dict[int, directory.BrokerEntry]:
+        """Wait until every broker serves; their registrations. `heard` gets each event meanwhile.
 
         Raises: ShmlogError: the supervisor ended, a broker fails again and again, or time is up;
         the message ends with the last lines of the log.
         """
         brokers = set(directory.load_cluster(self.path).brokers)
+        started: set[int] = set()
+        deaths: Counter[int] = Counter()
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
         while True:
             ended = self.process.poll()
             if ended is not None:
-                kind = {2: InvalidConfig, 7: CorruptLog}.get(ended, ServerError)
-                raise kind(f"the supervisor ended with exit code {ended}{self._tail()}")
-            events = self._events()
+                raise self._failure(f"the supervisor ended with exit code {ended}", ended)
+            for event in self._events():
+                heard(event)
+                if event["event"] == "ready":
+                    started.add(event["pid"])
+                elif event["event"] == "exit":
+                    deaths[event["broker"]] += 1
+                    if deaths[event["broker"]] >= FAILED_STARTS_MAX or "backoff_ms" not in event:
+                        text = f"broker {event['broker']} {cause_of_death(event)}"
+                        raise self._failure(text, event.get("code"))
             # Only its own word counts: a broker of an earlier supervisor may still be registered.
-            started = {x["pid"] for x in events if x["event"] == "ready"}
             living = directory.read_brokers(self.path)
             if set(living) == brokers and {entry.pid for entry in living.values()} <= started:
                 return living
-            deaths = [x for x in events if x["event"] == "exit"]
-            if len(deaths) >= FAILED_STARTS_MAX:
-                who = f"broker {deaths[-1]['broker']}"
-                raise ServerError(f"{who} {cause_of_death(deaths[-1])}{self._tail()}")
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
                 raise RequestTimedOut(f"not ready after {timeout_s:g} s{self._tail()}")
             clock.sleep(_POLL_S)
 
-    def _events(self) -> list[dict[str, Any]]:
-        """What this supervisor has said so far."""
-        lines = self._log.read_bytes()[self._position :].split(b"\n")[:-1]
-        return [json.loads(line) for line in lines if line.startswith(b"{")]
+    def watch(self, heard: Callable[[dict[str, Any]], None]) -> int:
+        """Hear each event as it comes, until the supervisor ends; its exit code."""
+        ended = None
+        while ended is None:
+            if not wait_for_end([self.process.pid], _WATCH_S):
+                ended = self.process.wait()
+            for event in self._events():
+                heard(event)
+        return ended
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """What this supervisor has said since the last call."""
+        with self._log.open("rb") as log:
+            log.seek(self._heard)
+            lines = log.read().split(b"\n")[:-1]
+        for line in lines:
+            self._heard += len(line) + 1
+            if line.startswith(b"{"):
+                yield json.loads(line)
+
+    def _failure(self, text: str, code: int | None) -> ShmlogError:
+        kind = {2: InvalidConfig, 7: CorruptLog}.get(code or 0, ServerError)
+        return kind(text + self._tail())
 
     def _tail(self) -> str:
         return log_tail(self.path, self._position)
@@ -126,14 +155,15 @@ def stop_orphans(path: Path, timeout_s: float) -> list[int]:
 
     Raises: RequestTimedOut: one has not ended within `timeout_s`.
     """
-    brokers = directory.load_cluster(path).brokers
-    owners = [registry.data_dir_owner(directory.data_dir(path, broker)) for broker in brokers]
+    cluster = directory.load_cluster(path)
+    owners = [registry.data_dir_owner(place) for place in cluster.data_dirs.values()]
     orphans = [pid for pid in owners if pid is not None and pid > 0]
     for pid in orphans:
         process.kill(pid, signal.SIGTERM)
+        process.kill(pid, signal.SIGCONT)  # one that was paused hears it only so
     left = wait_for_end(orphans, timeout_s)
     if left:
         raise RequestTimedOut(f"broker process {left[0]} has not ended within {timeout_s:g} s")
-    for broker in brokers:
-        directory.unlink_memory_of_dead(path, broker)
+    for broker in cluster.brokers:
+        directory.unlink_memory_of_dead(cluster, broker)
     return orphans

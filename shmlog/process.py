@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import resource
+import select
 import signal
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def open_pidfd(pid: int) -> int | None:
     with contextlib.suppress(ProcessLookupError):
         return os.pidfd_open(pid)
     return None
+
+
+def has_ended(pidfd: int) -> bool:
+    """True once the process of a pidfd has ended."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def signal_to(pidfd: int, signum: int) -> None:
+    """Send a signal to the process of a pidfd and no other; nothing happens if it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signum)
 
 
 def is_alive(pid: int) -> bool:
@@ -83,6 +97,7 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
 
 def kill(pid: int, signum: int = signal.SIGKILL) -> None:
     """Send a signal; nothing happens if the process is gone."""
+    assert pid > 0, "0 and below are groups of processes"
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signum)
 

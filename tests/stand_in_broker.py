@@ -25,9 +25,10 @@ def main() -> int:
         print("the stand-in gives up", file=sys.stderr)
         return int(words[1])
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    fd = registry.lock_data_dir(directory.data_dir(path, broker))
-    incarnation = registry.next_incarnation(directory.data_dir(path, broker))
-    directory.unlink_memory_of_dead(path, broker)
+    cluster = directory.load_cluster(path)
+    fd = registry.lock_data_dir(cluster.data_dirs[broker])
+    incarnation = registry.next_incarnation(cluster.data_dirs[broker])
+    directory.unlink_memory_of_dead(cluster, broker)
     name = f"/slstandin{os.getpid()}"
     listed = registry.MemoryList(directory.memory_list_file(path, broker))
     listed.append(name)
@@ -37,7 +38,7 @@ def main() -> int:
     registration = registry.Registration(directory.registry_file(path, broker))
     registration.publish(
         directory.BrokerEntry(
-            cluster=directory.load_cluster(path).cluster,
+            cluster=cluster.cluster,
             broker=broker,
             incarnation=incarnation,
             pid=os.getpid(),

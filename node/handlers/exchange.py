@@ -106,6 +106,7 @@ class Identity:
     incarnation: int
     endpoint: str
     brokers: tuple[int, ...]
+    voters: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -127,8 +128,12 @@ class Context:
     simple_records: int = 0  # built or opened in this turn
     spread: int = 0  # where the next simple batch without key and partition goes
 
-    # Bound where handlers are put together: run a request (again), and make a missing topic first.
+    # Bound where the parts are put together: run a request (again), hand a partition to its preferred
+    # leader, and make a missing topic first.
     handle: Callable[[Exchange, Request, list[bytes]], None] = field(default=_unbound)
+    elect: Callable[[Partition, int, Callable[[ShmlogError | None], None]], None] = field(
+        default=_unbound
+    )
     create_default_topic: Callable[[Exchange, str, Callable[[], None]], None] = field(
         default=_unbound
     )

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from node import journal
-from node.handlers import fetch, offsets, produce, topics
+from node.handlers import cluster, fetch, offsets, produce, topics
 from node.handlers.exchange import METADATA, Context, Exchange
 from shmlog.errors import Backpressure, InvalidRequest, RequestTimedOut, ServerError, ShmlogError
 from shmlog.protocol import header
@@ -36,6 +36,10 @@ _HANDLERS: dict[tuple[str, str], Callable[..., None]] = {
     ("list_offsets", ""): offsets.list_offsets,
     ("delete_records", ""): offsets.delete_records,
     ("init_producer", ""): offsets.init_producer,
+    ("describe_cluster", ""): cluster.describe_cluster,
+    ("elect", ""): cluster.elect,
+    ("epochs", ""): cluster.epochs,
+    ("metadata_log", ""): cluster.metadata_log,
 }
 assert set(_HANDLERS) == set(OPERATIONS)
 _BY_TYPE = {OPERATIONS[key].request: handler for key, handler in _HANDLERS.items()}

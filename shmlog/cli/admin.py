@@ -12,9 +12,9 @@ from typing import Any
 import click
 import msgspec
 
+from shmlog.cli.connect import open_admin
 from shmlog.cli.render import Column, confirm, in_short, pairs, plural, write_object, write_rows
 from shmlog.cli.settings import Settings
-from shmlog.client.admin import Admin
 from shmlog.client.consumer import Consumer
 from shmlog.client.positions import parse
 from shmlog.errors import InvalidConfig, LeaderUnavailable, TopicExists, UnknownTopic
@@ -49,12 +49,6 @@ PARTITION_COLUMNS = (
 )
 
 
-def _admin(settings: Settings) -> Admin:
-    if settings.timeout_s is None:
-        return Admin(settings.where)
-    return Admin(settings.where, timeout=settings.timeout_s)
-
-
 @click.group()
 def topic() -> None:
     """Look at topics, make, change and remove them."""
@@ -64,7 +58,7 @@ def topic() -> None:
 @click.pass_obj
 def list_topics(settings: Settings) -> None:
     """List the topics."""
-    with _admin(settings) as admin:
+    with open_admin(settings) as admin:
         topics = sorted(admin.metadata().topics, key=lambda t: t.topic)
     write_rows([_listed(t) for t in topics], LIST_COLUMNS, settings.output)
     if not topics and settings.output == "table":
@@ -87,9 +81,8 @@ def _listed(info: TopicInfo) -> dict[str, Any]:
 @topic.command()
 @click.argument("name")
 @click.option("-p", "--partitions", type=int, default=1, show_default=True, help="How many.")
-@click.option("-r", "--replicas", type=int, help="Copies of each partition.")
+@click.option("-r", "--replicas", type=int, help="Copies of each partition.  [default: at most 3]")
 @DURABILITY
-@click.option("--retention", hidden=True)
 @SET
 @click.option("--if-not-exists", is_flag=True, help="A topic that is there already is fine.")
 @click.pass_obj
@@ -99,13 +92,12 @@ def create(
     partitions: int,
     replicas: int | None,
     durability: str | None,
-    retention: str | None,
     given: tuple[str, ...],
     if_not_exists: bool,
 ) -> None:
     """Make a topic."""
-    configs = _configs(given, durability=durability, retention=retention)
-    with _admin(settings) as admin:
+    configs = _configs(given, durability=durability)
+    with open_admin(settings) as admin:
         try:
             answer = admin.create_topic(name, partitions, replicas, configs)
         except TopicExists:
@@ -134,7 +126,7 @@ def _configs(given: tuple[str, ...], **named: str | None) -> dict[str, Any]:
 @click.pass_obj
 def describe(settings: Settings, name: str) -> None:
     """Show a topic: settings, leaders, offsets."""
-    with _admin(settings) as admin:
+    with open_admin(settings) as admin:
         found = _described(admin.describe_topic(name))
     if settings.wants_json:
         write_object(found)
@@ -177,7 +169,7 @@ def alter(
         raise click.UsageError("nothing to change: give --set, --unset, --durability or -p")
     if both := sorted(configs.keys() & set(removed)):
         raise InvalidConfig(f"{both[0]} is set and unset at once")
-    with _admin(settings) as admin:
+    with open_admin(settings) as admin:
         if configs or removed:
             admin.alter_topic(name, set=configs, delete=removed)
         if partitions is not None:
@@ -200,7 +192,7 @@ def trim(
 ) -> None:
     """Drop the records of a partition below an offset."""
     wanted = parse(position)
-    with _admin(settings) as admin:
+    with open_admin(settings) as admin:
         found = admin.describe_topic(name)
         if partition >= found.partition_count:
             count = plural(found.partition_count, "partition")
@@ -240,7 +232,7 @@ def trim(
 @click.pass_obj
 def delete(settings: Settings, name: str, dry_run: bool, yes: bool) -> None:
     """Remove a topic and its data."""
-    with _admin(settings) as admin:
+    with open_admin(settings) as admin:
         found = admin.describe_topic(name)
         records = sum(p.high_watermark - p.log_start for p in found.partitions)
         held = f"{plural(found.partition_count, 'partition')}, {plural(records, 'record')}"

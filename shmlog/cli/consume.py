@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import click
 
+from shmlog import clock
+from shmlog.cli.connect import open_admin
 from shmlog.cli.formats import FORMAT, given_or_default
 from shmlog.cli.printing import Columns, Printer
 from shmlog.cli.render import integers
@@ -21,10 +23,11 @@ from shmlog.client import consumer as client
 from shmlog.client.admin import Admin
 from shmlog.client.batch import Batch
 from shmlog.client.positions import EARLIEST, LATEST, Kind, Position, parse_range
-from shmlog.errors import InvalidConfig
+from shmlog.errors import InvalidConfig, RequestTimedOut
 from shmlog.ids import TopicPartition
 from shmlog.records.layout import Codec
 
+_now = clock.SYSTEM_CLOCK.monotonic_ns
 _EARLIEST, _LATEST = -2, -1  # in the place of a time
 
 
@@ -73,7 +76,10 @@ def consume(
     partitions: str | None,
     grep: str | None,
 ) -> None:
-    """Read records of TOPICs (names or patterns such as 'orders.*') and go on following."""
+    """Read records of TOPICs (names or patterns such as 'orders.*') and go on following.
+
+    With -e or -n, --timeout is for the command: exit 4 if the end has not come by then.
+    """
     printer = Printer(given_or_default(text, settings), terminal=sys.stdout.isatty())
     start, stop = parse_range(position)
     chosen = None if partitions is None else integers(partitions, "-p")
@@ -81,8 +87,9 @@ def consume(
         selection = Selection(count, None if grep is None else re.compile(os.fsencode(grep)))
     except re.error as error:
         raise InvalidConfig(f"--grep {grep!r}: {error}") from None
+    deadline = _Deadline(settings.timeout_s if to_end or count is not None else None)
     with (
-        Admin(settings.where) if printer.wants_ends else nullcontext() as admin,
+        open_admin(settings) if printer.wants_ends else nullcontext() as admin,
         client.Consumer(
             *topics,
             where=settings.where,
@@ -94,7 +101,10 @@ def consume(
         limits = _limits(consumer, stop) if to_end else {}
         if count == 0 or _reached(consumer, limits):
             return
-        for batch in consumer.batches():
+        while (batch := next(consumer.batches(timeout=deadline.left_s()), None)) is not None:
+            deadline.check()
+            if not len(batch):
+                continue
             columns = _columns_of(batch, admin)
             if limits:
                 left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset
@@ -103,6 +113,24 @@ def consume(
             sys.stdout.buffer.flush()
             if selection.left == 0 or _reached(consumer, limits):
                 return
+
+
+class _Deadline:
+    """When a command that has an end must have reached it."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._due_ns = 0 if timeout_s is None else _now() + int(timeout_s * clock.NS_PER_S)
+
+    def left_s(self) -> float | None:
+        """What is left of it; None: there is none."""
+        left_ns = max(self._due_ns - _now(), clock.NS_PER_MS)
+        return None if self._timeout_s is None else left_ns / clock.NS_PER_S
+
+    def check(self) -> None:
+        """Raises RequestTimedOut if it has passed."""
+        if self._timeout_s is not None and _now() >= self._due_ns:
+            raise RequestTimedOut(f"the end did not come within {self._timeout_s:g} s")
 
 
 def _columns_of(batch: Batch, admin: Admin | None) -> Columns:

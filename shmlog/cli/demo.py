@@ -1,9 +1,10 @@
-"""`shmlog demo`: a broker is killed with -9 while records flow, and everything is there, once and
+"""`shmlog demo`: a leader is killed with -9 while records flow, and everything is there, once and
 in order.
 
     main thread     sends the flights at an even pace, each slice as it is due
     consumer        follows from the start and sums up delays per airport meanwhile
-    killer          midway: kill -9, then waits until the supervisor has a new broker serving
+    killer          midway: kill -9 of a leader, then waits until its partition is led again and
+                    the supervisor has every broker serving
 
 Afterwards one consumer replays from a date in the middle, another reads everything, and both
 are compared with the file. The cluster is a LocalCluster: it leaves nothing behind, however the
@@ -23,7 +24,8 @@ from shmlog import clock
 from shmlog.cli import flights as checks
 from shmlog.cli.bytes_text import format_iso
 from shmlog.cli.flights import Delays, Finding, Flight
-from shmlog.cli.render import Column, write_rows
+from shmlog.cli.render import Column, plural, write_rows
+from shmlog.cli.run import brokers_option
 from shmlog.cli.settings import Settings
 from shmlog.client.admin import Admin
 from shmlog.client.consumer import Consumer
@@ -48,23 +50,27 @@ _now = clock.SYSTEM_CLOCK.monotonic_ns
 
 
 class Kill(NamedTuple):
-    """What happened to the broker: `acked` records had their ack when it died; it was `away_ns`
-    until a new one served."""
+    """What happened to `broker`, leader of partition 0: `acked` records had their ack when it died;
+    it was `leaderless_ns` until `leader` led, and `away_ns` until a new process served."""
 
     acked: int
+    broker: int
     old_pid: int
     new_pid: int
+    leader: int
+    leaderless_ns: int
     away_ns: int
 
 
 @click.command()
+@brokers_option(default=3)
 @click.pass_obj
-def demo(settings: Settings) -> int:
-    """Stream 20,000 flights, kill the broker midway, check every record."""
+def demo(settings: Settings, brokers: int) -> int:
+    """Stream 20,000 flights, kill a leader midway, check every record."""
     flights = checks.load()
     started_ns = _now()
-    with LocalCluster() as cluster:
-        ready = f"broker 0, pid {cluster.pids[0]}, ready in {_ms(_now() - started_ns)}"
+    with LocalCluster(brokers) as cluster:
+        ready = f"{plural(brokers, 'broker')}, ready in {_ms(_now() - started_ns)}"
         settings.say(f"throw-away cluster in {cluster.dir}: {ready}")
         play = _Play(cluster, flights, settings)
         kill = play.stream()
@@ -118,8 +124,9 @@ class _Play:
         replayed = self._read("@" + format_iso(middle_ns))
         everything = self._read("earliest")
         killed = (
-            f"broker killed with -9 after {kill.acked:,} of {len(flights):,} acks "
-            f"(pid {kill.old_pid}), serving again after {_ms(kill.away_ns)} (pid {kill.new_pid})"
+            f"leader (broker {kill.broker}, pid {kill.old_pid}) killed with -9 after "
+            f"{kill.acked:,} of {len(flights):,} acks; broker {kill.leader} leads after "
+            f"{_ms(kill.leaderless_ns)}, broker {kill.broker} is back after {_ms(kill.away_ns)}"
         )
         return [
             checks.check_complete(flights, everything),
@@ -148,14 +155,24 @@ class _Play:
         return killing
 
     def _kill(self, acked: int) -> Kill:
-        """Kill the broker and wait for the next."""
-        self._tell(f"kill -9 {self._cluster.pids[0]}: broker 0 is dead, nobody stops sending")
+        """Kill a leader; wait for the next one, and for the broker's next process."""
+        cluster = self._cluster
+        broker = cluster.leader(TOPIC, 0)
+        self._tell(
+            f"kill -9 {cluster.pids[broker]}: broker {broker}, leader of {TOPIC}-0, is dead, "
+            "nobody stops sending"
+        )
         started_ns = _now()
-        old_pid = self._cluster.kill(0)
-        self._cluster.wait_ready()
-        kill = Kill(acked, old_pid, self._cluster.pids[0], _now() - started_ns)
-        self._tell(f"broker 0 is back: pid {kill.new_pid}, {_ms(kill.away_ns)} later")
-        return kill
+        old_pid = cluster.kill(broker)
+        leader = cluster.wait_leader(TOPIC, 0)
+        leaderless_ns = _now() - started_ns
+        cluster.wait_ready()
+        new_pid, away_ns = cluster.pids[broker], _now() - started_ns
+        self._tell(
+            f"broker {leader} leads {TOPIC}-0 {_ms(leaderless_ns)} later; "
+            f"broker {broker} is back: pid {new_pid}, {_ms(away_ns)} later"
+        )
+        return Kill(acked, broker, old_pid, new_pid, leader, leaderless_ns, away_ns)
 
     def _follow(self) -> None:
         """Sum up delays until all records have come. Raises RequestTimedOut if they do not."""

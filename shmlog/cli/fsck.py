@@ -42,8 +42,7 @@ def fsck(settings: Settings, path: Path) -> int:
         raise InvalidConfig(f"a supervisor runs on {cluster.path} (pid {supervisor.pid}): stop it")
     rows: list[dict[str, Any]] = []
     with ExitStack() as locks:
-        for broker in cluster.brokers:
-            data_dir = directory.data_dir(path, broker)
+        for broker, data_dir in cluster.data_dirs.items():
             if (data_dir / "lock").exists():  # else no broker has ever started here
                 _keep_out(locks, data_dir)
                 rows += _verified(broker, data_dir)

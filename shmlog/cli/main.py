@@ -39,13 +39,15 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "dev": Lazy("shmlog.cli.dev", "dev", "Throw-away cluster in the foreground."),
-    "demo": Lazy("shmlog.cli.demo", "demo", "See a broker killed and nothing lost."),
+    "demo": Lazy("shmlog.cli.demo", "demo", "See a leader killed and nothing lost."),
     "up": Lazy("shmlog.cli.run", "up", "Start the cluster of a directory."),
     "down": Lazy("shmlog.cli.run", "down", "Stop brokers and supervisor."),
-    "status": Lazy("shmlog.cli.status", "status", "Health check: exit 5 if something is down."),
+    "restart": Lazy("shmlog.cli.run", "restart", "Restart one broker, or all in turn."),
+    "status": Lazy("shmlog.cli.status", "status", "Health check: exit 5 without a leader."),
     "produce": Lazy("shmlog.cli.produce", "produce", "Write records, one a line."),
     "consume": Lazy("shmlog.cli.consume", "consume", "Read records, and go on following."),
     "topic": Lazy("shmlog.cli.admin", "topic", "List, create, describe, alter, trim, delete."),
+    "cluster": Lazy("shmlog.cli.cluster", "cluster", "Brokers, leaders, epochs, what was changed."),
     "fsck": Lazy("shmlog.cli.fsck", "fsck", "Check a stopped cluster's files; changes nothing."),
 }
 
@@ -78,10 +80,12 @@ def global_options() -> list[click.Parameter]:
         ),
         option("--json", "output_given", flag_value="json", help="The same as --output json."),
         option(
-            "--timeout", "timeout_given", metavar="5s", help="For the command [SHMLOG_TIMEOUT]."
+            "--timeout",
+            "timeout_given",
+            metavar="5s",
+            help="For the command, where it has an end of its own [SHMLOG_TIMEOUT].",
         ),
         option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-        option("-v", "--verbose", count=True, help="More on stderr; -vv for all."),
         option("--no-color", is_flag=True, help="No colour [NO_COLOR]."),
         option(
             "--version", is_flag=True, is_eager=True, callback=_version, help="Print the version."

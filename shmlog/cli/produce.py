@@ -22,11 +22,11 @@ import click
 
 from shmlog import clock
 from shmlog.cli.bytes_text import Octets
+from shmlog.cli.connect import open_admin
 from shmlog.cli.formats import FORMAT, given_or_default
 from shmlog.cli.parsing import Parser, Rows, read_rows
 from shmlog.cli.render import in_short, pairs
 from shmlog.cli.settings import Settings
-from shmlog.client.admin import Admin
 from shmlog.client.delivery import Deliveries, Delivery
 from shmlog.client.producer import Producer
 from shmlog.errors import DeliveryError, InvalidConfig, ShmlogError
@@ -63,7 +63,10 @@ def produce(
     acks: str,
     rate: float | None,
 ) -> int:
-    """Write records from FILES or standard input, one a line."""
+    """Write records from FILES or standard input, one a line.
+
+    --timeout is for each record: without its ack by then it has failed.
+    """
     text = given_or_default(text, settings)
     letters = Parser(text).letters
     for given, letter, option in ((key, "k", "-k"), (partition, "p", "-p")):
@@ -71,10 +74,16 @@ def produce(
             raise InvalidConfig(f"format {text!r} brings %{letter}: leave out {option}")
     fixed_key = None if key is None else key.encode()
     fixed_headers = [(name, value.encode()) for name, value in pairs(headers, "-H").items()]
-    with Admin(settings.where) as admin:
+    timeout_s = settings.timeout_s
+    within: dict[str, Any] = {}
+    if timeout_s is not None:
+        within = {"max_block": timeout_s, "delivery_timeout": timeout_s}
+    with open_admin(settings) as admin:
         [info] = admin.metadata([topic]).topics
         limit = RECORD_BYTES_MAX if info.error else info.max_message_bytes
-        with Producer(where=settings.where, acks=acks, compression=compression) as producer:
+        with Producer(
+            where=settings.where, acks=acks, compression=compression, **within
+        ) as producer:
             sender = Sender(producer, topic, fixed_key, partition, fixed_headers, rate, limit)
             trouble = _send_all(sender, files or ("-",), text, settings)
             sender.finish()

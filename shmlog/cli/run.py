@@ -1,9 +1,11 @@
-"""up, down: starting and ending a cluster's processes."""
+"""up, down, restart: starting and ending a cluster's processes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,13 +14,23 @@ from shmlog.cli.settings import Settings
 from shmlog.errors import BrokerGone, ClusterNotFound, InvalidConfig, ShmlogError
 
 DOWN_TIMEOUT_S = 30.0
-BROKERS = click.option(
-    "-n", "--brokers", type=int, metavar="N", help="How many brokers (one in this version)."
-)
+NOT_FOUND = 3
+
+
+def brokers_option(default: int | None = None) -> Callable[[Any], Any]:
+    """The option -n of the commands that make a cluster."""
+    return click.option(
+        "-n",
+        "--brokers",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=default is not None,
+        help="How many brokers.",
+    )
 
 
 @click.command()
-@BROKERS
+@brokers_option()
 @click.option("--detach", is_flag=True, help="Return when every broker is ready.")
 @click.pass_obj
 def up(settings: Settings, brokers: int | None, detach: bool) -> None:
@@ -42,11 +54,13 @@ def up(settings: Settings, brokers: int | None, detach: bool) -> None:
     living = directory.read_supervisor(path)
     if living is not None:
         raise InvalidConfig(f"a supervisor already runs on {path} (pid {living.pid})")
+    adopted = directory.read_brokers(path)
     supervisor = launch.Background(path)
     try:
         ready = supervisor.wait_ready(settings.timeout_s or launch.START_TIMEOUT_S)
     except (ShmlogError, KeyboardInterrupt):
-        supervisor.stop()
+        if not adopted:  # else it is no reason to end those who serve
+            supervisor.stop()
         raise
     for broker, entry in sorted(ready.items()):
         settings.say(f"broker {broker}   ready   pid {entry.pid}")
@@ -69,6 +83,36 @@ def down(settings: Settings) -> None:
     elif not launch.stop_orphans(path, timeout_s):
         raise ClusterNotFound(f"nothing is running on {path}\n  start it:  shmlog up --dir {path}")
     settings.say(f"stopped; start again with:  shmlog up --dir {path}")
+
+
+@click.command()
+@click.argument("broker", type=click.IntRange(min=0), required=False)
+@click.option("--rolling", is_flag=True, help="All brokers, one after the other.")
+@click.pass_obj
+def restart(settings: Settings, broker: int | None, rolling: bool) -> int:
+    """Restart BROKER, or all with --rolling; leaders are handed over first.
+
+    Returns when what was restarted serves again and the cluster is as healthy as before.
+    """
+    if rolling == (broker is not None):
+        raise click.UsageError("name a broker, or say --rolling")
+    path = found_directory(settings)
+    brokers = directory.load_cluster(path).brokers
+    if broker is not None and broker not in brokers:
+        click.echo(f"no broker {broker}: there are {', '.join(map(str, brokers))}", err=True)
+        return NOT_FOUND
+    supervisor = directory.read_supervisor(path)
+    if supervisor is None:
+        raise ClusterNotFound(f"no supervisor runs on {path}\n  start one:  shmlog up --dir {path}")
+    wanted: dict[str, Any] = {"rolling": True} if rolling else {"broker": broker}
+    count = len(brokers) if rolling else 1
+    answer = control.ask(
+        supervisor, "restart", settings.timeout_s or control.RESTART_TIMEOUT_S * count, **wanted
+    )
+    for status in answer.brokers:
+        if rolling or status.broker == broker:
+            settings.say(f"broker {status.broker}   {status.state}   pid {status.pid}")
+    return 0
 
 
 def found_directory(settings: Settings) -> Path:

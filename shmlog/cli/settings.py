@@ -30,7 +30,6 @@ class Settings:
     timeout_given: str = _environment("SHMLOG_TIMEOUT")
     no_color: str = _environment("NO_COLOR")
     quiet: bool = False
-    verbose: int = 0
 
     @property
     def where(self) -> str | None:

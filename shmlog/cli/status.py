@@ -7,20 +7,23 @@ from typing import Any
 import click
 
 from shmlog import control, directory
-from shmlog.cli.render import Column, cell_text, write_object, write_rows
+from shmlog.cli.connect import open_admin
+from shmlog.cli.render import Column, cell_text, plural, write_object, write_rows
 from shmlog.cli.run import found_directory
 from shmlog.cli.settings import Settings
-from shmlog.client.admin import Admin
 from shmlog.errors import ClusterNotFound, RetriableError
 
 TIMEOUT_S = 10.0
 UNAVAILABLE = 5
+HEAD = ("cluster directory supervisor topics partitions leaderless under_minimum not_full").split()
 COLUMNS = (
     Column("broker", right=True),
-    Column("state"),
+    Column("state", lambda row: "fenced" if row["fenced"] else row["state"]),
     Column("pid", right=True),
     Column("incarnation", right=True),
     Column("restarts", right=True),
+    Column("leaders", right=True),
+    Column("controller", lambda row: "controller" if row["controller"] else ""),
 )
 
 
@@ -28,30 +31,34 @@ COLUMNS = (
 @click.option("--pid", "broker", type=int, metavar="BROKER", help="Print a broker's pid, no more.")
 @click.pass_obj
 def status(settings: Settings, broker: int | None) -> int:
-    """Health check: exit 5 if no cluster runs or a partition has no leader."""
+    """Health check: exit 5 if no broker answers or a partition has no leader."""
     if broker is not None:
         living = directory.read_brokers(found_directory(settings))
         if broker not in living:
             raise ClusterNotFound(f"broker {broker} is not running")
         click.echo(living[broker].pid)
         return 0
-    health = _ask(settings.where, settings.timeout_s or TIMEOUT_S)
+    health = _ask(settings)
     if settings.wants_json:
         write_object(health)
     else:
         _print(health, settings.output)
-    ready = all(b["state"] == control.State.READY for b in health["brokers"])
-    return 0 if ready and not health["leaderless"] else UNAVAILABLE
+    if health["under_minimum"]:
+        count = plural(health["under_minimum"], "partition")
+        click.echo(f"warning: {count} under min_insync_replicas: acks=all is refused", err=True)
+    return UNAVAILABLE if health["leaderless"] else 0
 
 
-def _ask(where: str | None, timeout_s: float) -> dict[str, Any]:
+def _ask(settings: Settings) -> dict[str, Any]:
     """What --json prints. A broker's `pid` and `restarts` are None where nobody knows them: at an
     endpoint, without a supervisor. Raises ClusterNotFound, RequestTimedOut."""
-    path = directory.find_cluster(where).directory
+    path = directory.find_cluster(settings.where).directory
     supervisor = None if path is None else directory.read_supervisor(path)
-    with Admin(where, timeout=timeout_s) as admin:
-        answer = admin.metadata()
+    with open_admin(settings, TIMEOUT_S) as admin:
+        topics = admin.metadata().topics
+        answer = admin.describe_cluster()
     entries = {} if path is None else directory.read_brokers(path)
+    timeout_s = settings.timeout_s or TIMEOUT_S
     supervised = {} if supervisor is None else _supervised(supervisor, timeout_s)
     brokers = []
     for info in answer.brokers:
@@ -64,9 +71,13 @@ def _ask(where: str | None, timeout_s: float) -> dict[str, Any]:
                 "pid": entry.pid if entry else None,
                 "incarnation": info.incarnation,
                 "restarts": known.restarts if known else None,
+                "leaders": info.leaders,
+                "controller": info.broker == answer.controller,
+                "fenced": info.fenced,
+                "reason": info.reason,
             }
         )
-    partitions = [(t.topic, p) for t in answer.topics for p in t.partitions]
+    partitions = [(t.topic, p) for t in topics for p in t.partitions]
     return {
         "kind": "status",
         "v": 1,
@@ -74,9 +85,11 @@ def _ask(where: str | None, timeout_s: float) -> dict[str, Any]:
         "directory": None if path is None else str(path),
         "supervisor": supervisor.pid if supervisor else None,
         "brokers": brokers,
-        "topics": len(answer.topics),
+        "topics": len(topics),
         "partitions": len(partitions),
         "leaderless": [f"{topic}-{p.partition}" for topic, p in partitions if p.leader < 0],
+        "under_minimum": answer.partitions_under_minimum,
+        "not_full": answer.partitions_not_full,
     }
 
 
@@ -92,7 +105,7 @@ def _supervised(
 
 def _print(health: dict[str, Any], output: str) -> None:
     if output == "table":
-        for name in ("cluster", "directory", "supervisor", "topics", "partitions", "leaderless"):
-            click.echo(f"{name:12}{cell_text(health[name])}")
+        for name in HEAD:
+            click.echo(f"{name.replace('_', ' '):15}{cell_text(health[name])}")
         click.echo()
     write_rows(health["brokers"], COLUMNS, output)

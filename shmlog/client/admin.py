@@ -1,4 +1,4 @@
-"""Administration: topics, their settings, their ends. Answers are the protocol's structs."""
+"""Administration: topics, their settings, their ends; the cluster. Answers are the protocol's structs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from shmlog.client.arguments import Duration, duration_ns
 from shmlog.client.bootstrap import Where
 from shmlog.client.engine import API_TIMEOUT_NS, Engine
 from shmlog.client.session import entry_error
-from shmlog.errors import UnknownTopic
+from shmlog.errors import Code, InvalidRequest, UnknownTopic
 from shmlog.ids import TopicPartition
 from shmlog.protocol.messages import (
+    METADATA_RECORDS_MAX,
     AddPartitions,
     AlterTopic,
     ChangeAnswer,
@@ -20,11 +21,18 @@ from shmlog.protocol.messages import (
     CreateTopicAnswer,
     DeleteRecords,
     DeleteTopic,
+    DescribeCluster,
+    DescribeClusterAnswer,
     DescribeTopic,
     DescribeTopicAnswer,
+    Elect,
+    Epochs,
+    EpochsAnswer,
     Hello,
     HelloAnswer,
     MetadataAnswer,
+    MetadataLog,
+    MetadataLogAnswer,
     Request,
     TrimPartition,
 )
@@ -138,6 +146,54 @@ class Admin:
         found = self._engine.list_offsets(wanted, self._timeout_ns)
         return {(tp.topic, tp.partition, time): found[tp, time] for tp, time in wanted}
 
+    def describe_cluster(self) -> DescribeClusterAnswer:
+        """Brokers, controller, and how many partitions lack something."""
+        answer: DescribeClusterAnswer = self._ask(DescribeCluster(op="describe_cluster", id=0))
+        return answer
+
+    def elect(self, topic: str, partition: int) -> bool:
+        """Give a partition to its preferred leader now; False if it leads already.
+
+        Raises: UnknownTopic; LeaderUnavailable at the deadline: that replica is not in sync.
+        """
+        try:
+            self._ask_topic(topic, Elect(op="elect", id=0, topic=topic, partition=partition))
+        except InvalidRequest as error:
+            if error.code is not Code.ELECTION_NOT_NEEDED:
+                raise
+            return False
+        return True
+
+    def rebalance(self) -> dict[TopicPartition, bool]:
+        """Elect the preferred leader of every partition that another broker leads.
+
+        Returns those partitions; False: it was left alone, its preferred leader is not in sync.
+        """
+        found = {}
+        for topic in self.metadata().topics:
+            for p in topic.partitions:
+                if p.replicas and p.leader != p.replicas[0]:
+                    in_sync = p.leader >= 0 and p.replicas[0] in p.isr
+                    if in_sync:
+                        self.elect(topic.topic, p.partition)
+                    found[TopicPartition(topic.topic, p.partition)] = in_sync
+        return found
+
+    def epochs(self, topic: str, partition: int) -> EpochsAnswer:
+        """The leader epochs of a partition and where each begins. Raises: UnknownTopic."""
+        message = Epochs(op="epochs", id=0, topic=topic, partition=partition)
+        answer: EpochsAnswer = self._ask_topic(topic, message)
+        return answer
+
+    def metadata_log(
+        self, from_offset: int = 0, max_records: int = METADATA_RECORDS_MAX
+    ) -> MetadataLogAnswer:
+        """A piece of the metadata log; the next one begins at its `next_offset`."""
+        answer: MetadataLogAnswer = self._ask(
+            MetadataLog(op="metadata_log", id=0, from_offset=from_offset, max_records=max_records)
+        )
+        return answer
+
     def close(self) -> None:
         """Close the connections. Idempotent, from any thread."""
         self._engine.close()
@@ -160,4 +216,6 @@ class Admin:
         try:
             return self._ask(message)
         except UnknownTopic:
+            if name in self.list_topics():
+                raise  # it is the partition that is unknown
             raise self._engine.unknown_topic(name, self._timeout_ns) from None

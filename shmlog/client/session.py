@@ -9,7 +9,8 @@
 
 Two kinds of request. `submit` is one attempt at one endpoint: its outcome says what became of it,
 and whoever asked decides (produce and fetch: the fate is one per partition). `call` goes to any
-broker and is repeated with backoff until an answer, a final error, or its deadline.
+broker, from there to whom the answer names (6), and is repeated with backoff until an answer, a
+final error, or its deadline.
 
 Rules: every request ends exactly once, by an answer, a loss or its deadline; a second answer for an
 id, or one after the end, is dropped. Time is an argument. Callbacks run inside the call that caused
@@ -104,7 +105,7 @@ class _Pending:
 class _Call:
     """A request to any broker, with its retries."""
 
-    __slots__ = ("attempts", "deadline_ns", "error", "message", "on_done")
+    __slots__ = ("attempts", "deadline_ns", "endpoint", "error", "message", "on_done")
 
     def __init__(self, message: Request, on_done: OnDone, deadline_ns: int) -> None:
         self.message = message
@@ -112,6 +113,7 @@ class _Call:
         self.deadline_ns = deadline_ns
         self.attempts = 0
         self.error: ShmlogError | None = None
+        self.endpoint: str | None = None  # whom the last answer named
 
 
 class Session:
@@ -283,7 +285,7 @@ class Session:
             call.on_done(Outcome(None, (), error, False), now)
             return
         try:
-            endpoint = self._any_endpoint()
+            endpoint = call.endpoint or self._any_endpoint()
         except ClusterNotFound as error:
             self._again(call, error, now)
             return
@@ -300,6 +302,7 @@ class Session:
         if outcome.error is None or not outcome.error.retriable:
             call.on_done(outcome, now)
         else:
+            call.endpoint = outcome.error.facts.get("endpoint") if outcome.answered else None
             self._again(call, outcome.error, now)
 
     def _again(self, call: _Call, error: ShmlogError, now: int) -> None:

@@ -17,6 +17,7 @@ SIMPLE_RECORDS_MAX = 1000
 SIMPLE_BYTES_MAX = 1 << 20
 REQUEST_BYTES_MAX = 8 << 20  # of batches, in one produce
 FETCH_BYTES_MAX = 16 << 20  # in one answer
+METADATA_RECORDS_MAX = 500  # in one answer
 FRAMES_MAX = 2 * 1024 + 2
 
 Int53 = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
@@ -425,6 +426,98 @@ class DeleteRecordsAnswer(Struct, kw_only=True):
     metadata_offset: int
 
 
+class DescribeCluster(Request, kw_only=True, omit_defaults=True):
+    """Brokers and the health of their partitions, in one broker's image."""
+
+
+class BrokerDescription(Struct, kw_only=True):
+    """One broker of cluster.toml. Incarnation 0: it has never registered.
+
+    `alive`: registered and not `fenced`; `reason`: why it is. `leaders`: partitions that it leads,
+    `replicas`: partitions that it is to hold.
+    """
+
+    broker: int
+    incarnation: int = 0
+    pid: int = 0
+    endpoint: str = ""
+    alive: bool = False
+    fenced: bool = False
+    reason: str = ""
+    leaders: int = 0
+    replicas: int = 0
+
+
+class DescribeClusterAnswer(Struct, kw_only=True):
+    """The image at `metadata_offset`. controller -1: none now. Not full: the ISR lacks a replica."""
+
+    id: int
+    error: int = 0
+    cluster: str
+    controller: int
+    controller_term: int
+    metadata_offset: int
+    voters: list[int]
+    brokers: list[BrokerDescription]
+    partitions_without_leader: int
+    partitions_under_minimum: int
+    partitions_not_full: int
+
+
+class Elect(Request, kw_only=True, omit_defaults=True):
+    """Give the partition to its preferred leader, the first of its replicas. Ask its leader (6).
+
+    84 if it leads already: done; 80 while it is not in sync.
+    """
+
+    topic: Name
+    partition: Int32
+
+
+class Epochs(Request, kw_only=True, omit_defaults=True):
+    """The leader epochs of a partition. Ask its leader (6)."""
+
+    topic: Name
+    partition: Int32
+
+
+class EpochsAnswer(Struct, kw_only=True):
+    """Each leader epoch with records in the log, and the offset of its first one."""
+
+    id: int
+    error: int = 0
+    entries: list[tuple[int, int]]
+    end_offset: int
+
+
+class MetadataLog(Request, kw_only=True, omit_defaults=True):
+    """Committed records of the metadata log: who changed what, and when."""
+
+    from_offset: Count = 0
+    max_records: Annotated[int, Meta(ge=1, le=METADATA_RECORDS_MAX)] = METADATA_RECORDS_MAX
+
+
+class MetadataRecord(Struct, kw_only=True):
+    """One record; `data` is all that it says, `summary` the same in short."""
+
+    offset: int
+    term: int
+    time_ns: Big
+    kind: str
+    summary: str
+    data: dict[str, Any]
+
+
+class MetadataLogAnswer(Struct, kw_only=True):
+    """Go on at `next_offset`, until it is `end_offset`."""
+
+    id: int
+    error: int = 0
+    records: list[MetadataRecord]
+    next_offset: int
+    end_offset: int
+
+
 class ErrorAnswer(Struct, kw_only=True, omit_defaults=True):
     """The answer to a request that failed, or (without id) the entry of a partition that failed."""
 
@@ -470,5 +563,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("delete_topic", ""): Operation("delete_topic", DeleteTopic, ChangeAnswer),
     ("describe_topic", ""): Operation("describe_topic", DescribeTopic, DescribeTopicAnswer),
     ("delete_records", ""): Operation("delete_records", DeleteRecords, DeleteRecordsAnswer),
+    ("describe_cluster", ""): Operation("describe_cluster", DescribeCluster, DescribeClusterAnswer),
+    ("elect", ""): Operation("elect", Elect, ChangeAnswer),
+    ("epochs", ""): Operation("epochs", Epochs, EpochsAnswer),
+    ("metadata_log", ""): Operation("metadata_log", MetadataLog, MetadataLogAnswer),
 }
 OPERATION_NAMES = sorted({op for op, _ in OPERATIONS})

@@ -1,7 +1,9 @@
 """A throw-away cluster of real processes, for tests and for a first look.
 
-    with LocalCluster() as cluster:
+    with LocalCluster(brokers=3) as cluster:
         cluster.client().produce("t", b"x")
+        cluster.kill(cluster.leader("t", 0))
+        cluster.wait_leader("t", 0, timeout=1)
 
 The supervisor watches the process that made the cluster: when that ends, however it ends, brokers
 and directory go too. The directory is short, because a socket's path has 107 bytes.
@@ -11,15 +13,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import shmlog
-from shmlog import clock, directory, launch, process, registry
-from shmlog.errors import ClusterNotFound, RequestTimedOut, ServerError
+from shmlog import clock, control, directory, launch, process, registry
+from shmlog.errors import ClusterNotFound, RequestTimedOut, ServerError, UnknownTopic
+from shmlog.protocol.messages import PartitionInfo
 
+WAIT_TIMEOUT_S = 10.0
 _POLL_S = 0.005
 _living: list[LocalCluster] = []
 
@@ -44,6 +49,7 @@ class LocalCluster:
         self.brokers = made.brokers
         self._supervisor: launch.Background | None = None
         self._clients: list[shmlog.Client] = []
+        self._admin: shmlog.Admin | None = None
 
     def start(self) -> LocalCluster:
         """Start the processes and wait until every broker serves.
@@ -68,6 +74,7 @@ class LocalCluster:
         for client in self._clients:
             client.close()
         self._clients.clear()
+        self._admin = None
         if self._supervisor is not None:
             self._stop_processes(self._supervisor)
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -109,22 +116,83 @@ class LocalCluster:
         self._clients.append(client)
         return client
 
-    def kill(self, broker: int) -> int:
-        """End a broker's process with SIGKILL and wait for its death; its pid. It is restarted."""
+    # -- faults
+
+    def pause(self, broker: int) -> int:
+        """Stop a broker's process with SIGSTOP, as if it hung; its pid."""
+        return self._signal(broker, signal.SIGSTOP)
+
+    def resume(self, broker: int) -> int:
+        """Let a paused broker's process go on; its pid."""
+        return self._signal(broker, signal.SIGCONT)
+
+    def _signal(self, broker: int, signum: int) -> int:
         pid = self.pids.get(broker)
         if pid is None:
             raise ClusterNotFound(f"broker {broker} of {self.dir} is not running")
-        process.kill(pid)
+        process.kill(pid, signum)
+        return pid
+
+    def kill(self, broker: int) -> int:
+        """End a broker's process with SIGKILL and wait for its death; its pid. It is restarted."""
+        pid = self._signal(broker, signal.SIGKILL)
         if launch.wait_for_end([pid], launch.STOP_TIMEOUT_S):
             raise RequestTimedOut(f"broker {broker} (pid {pid}) survived SIGKILL")
         return pid
 
+    def restart(self, broker: int | None = None) -> None:
+        """Restart one broker, or (None) all in turn, and wait until the cluster is healthy again."""
+        supervisor = directory.read_supervisor(self.dir)
+        if supervisor is None:
+            raise ClusterNotFound(f"the cluster in {self.dir} is not running")
+        wanted = {"rolling": True} if broker is None else {"broker": broker}
+        timeout_s = control.RESTART_TIMEOUT_S * (len(self.brokers) if broker is None else 1)
+        control.ask(supervisor, "restart", timeout_s, **wanted)
+
+    # -- waiting
+
     def wait_ready(self, timeout_s: float = launch.START_TIMEOUT_S) -> None:
         """Wait until every broker serves (again). Raises RequestTimedOut, ClusterNotFound."""
+        self._wait(
+            lambda: bool(self.supervisor_pid) and set(self.pids) == set(self.brokers),
+            timeout_s,
+            lambda: f"brokers {sorted(self.pids)} of {list(self.brokers)}",
+        )
+
+    def leader(self, topic: str, partition: int) -> int:
+        """Who leads a partition; -1: nobody now."""
+        return self._partitions(topic)[partition].leader
+
+    def wait_leader(self, topic: str, partition: int, timeout: float = WAIT_TIMEOUT_S) -> int:
+        """Wait until a living broker leads a partition; its id. Raises RequestTimedOut."""
+        self._wait(
+            lambda: self.leader(topic, partition) in self.pids,
+            timeout,
+            lambda: f"{topic}-{partition} is led by {self.leader(topic, partition)}",
+        )
+        return self.leader(topic, partition)
+
+    def wait_isr(self, topic: str, timeout: float = WAIT_TIMEOUT_S) -> None:
+        """Wait until every replica of a topic is in sync. Raises RequestTimedOut."""
+
+        def lacking() -> list[int]:
+            return [p.partition for p in self._partitions(topic) if set(p.isr) < set(p.replicas)]
+
+        self._wait(lambda: not lacking(), timeout, lambda: f"{topic}: not in sync: {lacking()}")
+
+    def _partitions(self, topic: str) -> list[PartitionInfo]:
+        if self._admin is None:
+            self._admin = self.client().admin
+        [info] = self._admin.metadata([topic]).topics
+        if info.error:
+            raise UnknownTopic(f"no topic {topic!r}", topic=topic)
+        return info.partitions
+
+    def _wait(self, test: Callable[[], bool], timeout_s: float, what: Callable[[], str]) -> None:
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
-        while self.supervisor_pid and set(self.pids) != set(self.brokers):
+        while not test():
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
-                raise RequestTimedOut(f"brokers {sorted(self.pids)} after {timeout_s:g} s")
+                raise RequestTimedOut(f"after {timeout_s:g} s {what()}")
             clock.sleep(_POLL_S)
 
 
