@@ -451,6 +451,49 @@ def test_a_forgotten_producer_warns_and_a_closed_one_refuses(where: Path, topic:
         producer.flush()
 
 
+class Interrupted(BaseException):
+    """What the handler of a signal raises, as Ctrl-C does."""
+
+
+def test_a_send_that_a_signal_interrupts_loses_doubles_and_reorders_nothing(where: Path) -> None:
+    """While nothing is in flight the caller sends by itself, and can be stopped anywhere in it."""
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Interrupted
+
+    with shmlog.Admin(where) as admin:
+        admin.create_topic("interrupted", 1)
+    promised, stopped = [], []
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with shmlog.Producer(where=where) as producer:
+            producer.produce("interrupted", b"first")
+            delay = 0.0
+            for number in range(400):
+                value = b"%d" % number
+                delay = (delay + 0.0000137) % 0.0002
+                try:
+                    armed = True
+                    signal.setitimer(signal.ITIMER_REAL, delay + 0.000001)
+                    delivery = producer.send("interrupted", value)
+                    armed = False
+                    promised.append(value)
+                    delivery.result(30)
+                except Interrupted:
+                    stopped.append(value)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with shmlog.Consumer("interrupted", where=where, stop="latest") as consumer:
+        found = [record.value for record in consumer][1:]
+    assert found == sorted(set(found), key=int)
+    assert set(promised) <= set(found) <= {*promised, *stopped}
+
+
 def test_a_client_copied_by_fork_says_to_make_a_new_one(where: Path, topic: str) -> None:
     with shmlog.connect(where) as log:
         log.produce(topic, b"x")

@@ -98,6 +98,12 @@ class Batch:
         self.base_offset = -1
         self.waiter: threading.Event | None = None
 
+    def trim(self) -> None:
+        """Adding was interrupted by a signal handler: columns as long as `count` says."""
+        for column in (self.keys, self.headers, self.values, self.times):
+            if isinstance(column, list):
+                del column[self.count :]
+
     def encode(self, codec: Codec, producer_id: int, epoch: int) -> None:
         """Make the bytes, or give them to another producer epoch. Raises InvalidRecord and the
         like.
@@ -227,17 +233,21 @@ class Accumulator:
         if batch is None or batch.size + size > queue.limit:
             batch = self.open_batch(queue)
         index = batch.count
-        if key is not None or batch.keys is not None:
-            if batch.keys is None:
-                batch.keys = [None] * index
-            batch.keys.append(key)
-        if headers is not None or batch.headers is not None:
-            if batch.headers is None:
-                batch.headers = [()] * index
-            batch.headers.append(headers or ())
-        batch.values.append(value)  # type: ignore[union-attr]
-        batch.times.append(timestamp_ns)  # type: ignore[union-attr]
-        batch.count = index + 1
+        try:
+            if key is not None or batch.keys is not None:
+                if batch.keys is None:
+                    batch.keys = [None] * index
+                batch.keys.append(key)
+            if headers is not None or batch.headers is not None:
+                if batch.headers is None:
+                    batch.headers = [()] * index
+                batch.headers.append(headers or ())
+            batch.values.append(value)  # type: ignore[union-attr]
+            batch.times.append(timestamp_ns)  # type: ignore[union-attr]
+            batch.count = index + 1
+        except BaseException:
+            batch.trim()
+            raise
         batch.size += size
         self.buffered += size
         return Delivery((batch, index))
@@ -255,14 +265,18 @@ class Accumulator:
         if batch is None or batch.size + size > queue.limit:
             batch = self.open_batch(queue)
         first = batch.count
-        if keys is not None or batch.keys is not None:
-            batch.keys = batch.keys if batch.keys is not None else [None] * first
-            batch.keys += keys if keys is not None else [None] * len(values)
-        if batch.headers is not None:
-            batch.headers += [()] * len(values)
-        batch.values += values  # type: ignore[operator]
-        batch.times += times  # type: ignore[operator]
-        batch.count = first + len(values)
+        try:
+            if keys is not None or batch.keys is not None:
+                batch.keys = batch.keys if batch.keys is not None else [None] * first
+                batch.keys += keys if keys is not None else [None] * len(values)
+            if batch.headers is not None:
+                batch.headers += [()] * len(values)
+            batch.values += values  # type: ignore[operator]
+            batch.times += times  # type: ignore[operator]
+            batch.count = first + len(values)
+        except BaseException:
+            batch.trim()
+            raise
         batch.size += size
         self.buffered += size
         return batch, first, len(values)
@@ -288,10 +302,12 @@ class Accumulator:
 
     def open_batch(self, queue: PartitionQueue) -> Batch:
         """Close the open batch of a partition and open a new one."""
-        batch = queue.open = Batch(queue, self._clock.monotonic_ns())
-        queue.batches.append(batch)
-        self._active[queue] = None
+        queue.open = None
+        batch = Batch(queue, self._clock.monotonic_ns())
         self.buffered += BATCH_OVERHEAD
+        self._active[queue] = None
+        queue.batches.append(batch)
+        queue.open = batch  # last: records go only into a batch that is in its queue
         return batch
 
     def pick(self, queues: Sequence[PartitionQueue]) -> PartitionQueue:
@@ -373,11 +389,20 @@ class Accumulator:
                 if self.linger_ns and not self.flushing and now < batch.created_ns + self.linger_ns:
                     return
                 queue.open = None
+            if not batch.count:  # its first `append` was interrupted
+                self.buffered -= batch.size
+                queue.batches.popleft()
+                continue
+            if not self._stamp(batch):
+                queue.batches.popleft()
+                continue
+            # A signal handler may raise between any two steps: better twice in the queue, which
+            # `start_over` puts right, than not at all.
+            batch.on_wire = True
+            queue.unresolved.append(batch)
             queue.batches.popleft()
-            if self._stamp(batch):
-                queue.unresolved.append(batch)
-                batch.on_wire = True
-                ready.append(batch)
+            self._follow(queue, batch)
+            ready.append(batch)
 
     def _stamp(self, batch: Batch) -> bool:
         queue = batch.queue
@@ -388,9 +413,12 @@ class Accumulator:
         except ShmlogError as error:
             self._finish(batch, error)
             return False
-        if self.idempotent:
-            queue.sequence = (queue.sequence + batch.count) % SEQUENCE_END
         return True
+
+    def _follow(self, queue: PartitionQueue, batch: Batch) -> None:
+        """The sequence goes on behind the newest batch that has one."""
+        if self.idempotent:
+            queue.sequence = (batch.sequence + batch.count) % SEQUENCE_END
 
     # --- fates
 
@@ -423,6 +451,19 @@ class Accumulator:
             self._back_off(queue, error, now)
         else:
             self._drop(batch, error)
+
+    def start_over(self, error: ShmlogError, now: int) -> None:
+        """`take_ready`, or what should have followed it, was broken off anywhere: whatever is on
+        the wire has an unknown fate, and perhaps no request that would tell it.
+        """
+        for queue in list(self._active):
+            if queue.unresolved:
+                newest = queue.unresolved[-1]
+                if queue.batches and queue.batches[0] is newest:
+                    queue.batches.popleft()
+                self._follow(queue, newest)
+            for batch in [b for b in queue.unresolved if b.on_wire]:
+                self.failed(batch, error, False, now)
 
     def topic_gone(self, topic: str, error: ShmlogError) -> None:
         """The topic does not exist (any more): fail what waits for it."""

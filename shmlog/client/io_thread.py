@@ -1,12 +1,26 @@
-"""The producer's I/O thread: one turn sends what is ready, waits, and takes answers in.
+"""The producer's I/O thread: one turn takes answers in and sends what is ready; then it waits.
 
-    user threads --(lock)--> accumulator <--(lock)-- this thread --> session --> transport
-          |                                              ^
-          +---- eventfd, only while this thread sleeps --+
+    user threads --(lock)--> accumulator <--(lock)-- this thread --(wire)--> session --> transport
+          |                                              ^                      ^
+          +---- eventfd, only while this thread sleeps --+                      |
+          +---- a record alone, while this thread sleeps: `go` --------(wire)---+
 
 `asleep` is set under the lock in which nothing was found to send, and read under the lock in which
-a record is added: so no record is ever left lying. The thread knows nothing of the Producer object,
-which can therefore be collected while the thread lives.
+a record is added: so no record is ever left lying.
+
+Waking a thread costs more than sending one record. So while nothing is in flight, who adds a record
+sends it himself; under load, when answers are due anyway, records gather for the thread. Whoever
+uses session and transport holds `wire`; the thread sleeps without it, and is woken only if what
+was done has a deadline before the sleep ends, or an answer came in meanwhile. Callers only send,
+and only on connections that stand.
+
+A caller's thread can be stopped anywhere by an exception out of a signal handler, even between the
+frames of a message. Whoever gets `wire` next sees it by `_in_caller`. Then nothing half done is
+trusted: the thread closes the connections, and all that was in flight goes again, as after any loss
+of a connection (`_start_over`).
+
+Order of locks: wire, lock. The thread knows nothing of the Producer object, which can therefore be
+collected while the thread lives.
 """
 
 from __future__ import annotations
@@ -19,8 +33,9 @@ from shmlog.client.accumulator import Accumulator, Batch, PartitionQueue
 from shmlog.client.arguments import no_topic
 from shmlog.client.session import Outcome, Session, entry_error
 from shmlog.client.transport import Transport
-from shmlog.clock import Clock
+from shmlog.clock import NS_PER_S, Clock
 from shmlog.errors import (
+    BrokerGone,
     ClientClosed,
     CorruptMessage,
     LeaderUnavailable,
@@ -40,6 +55,7 @@ from shmlog.protocol.messages import (
 _REFRESH = frozenset({3, 5, 6, 56, 74, 75, 100, 103, 1001})
 _NO_ERROR_YET = 5  # LEADER_NOT_AVAILABLE: the topic is being made
 _FOREVER_NS = 1 << 62
+_SLEEP_MAX_NS = 5 * NS_PER_S  # below the usual time-outs, so that what callers begin ends later
 
 
 class TopicState:
@@ -56,7 +72,7 @@ class TopicState:
 
 
 class IoThread(threading.Thread):
-    """Owns session and transport; shares accumulator and topics under `lock`."""
+    """Shares accumulator and topics under `lock`, session and transport under `wire`."""
 
     def __init__(
         self,
@@ -74,6 +90,7 @@ class IoThread(threading.Thread):
         self.changed = threading.Condition(
             self.lock
         )  # room in the buffer, news of a topic, the end
+        self.wire = threading.Lock()
         self.accumulator = accumulator
         self.topics: dict[str, TopicState] = {}
         self.topic_errors: dict[str, ShmlogError] = {}
@@ -85,6 +102,8 @@ class IoThread(threading.Thread):
         self._batch_bytes = batch_bytes
         self._wanted: set[str] = set()
         self._asking_id = False
+        self._sleeps_until = 0
+        self._in_caller = False  # still so when a caller was interrupted
         self._session = Session(
             discover, rng, request_timeout_ns=request_timeout_ns, auto_create=True
         )
@@ -96,6 +115,29 @@ class IoThread(threading.Thread):
     def wake(self) -> None:
         """End the thread's sleep."""
         self._transport.wake()
+
+    def go(self) -> None:
+        """See to it that a record that was added while the thread sleeps is sent. Without locks."""
+        if self._session.in_flight:
+            self.wake()
+            return
+        awaited = True
+        try:
+            with self.wire:
+                if not self.stopping and not self._in_caller:
+                    self._in_caller = True
+                    now = self._clock.monotonic_ns()
+                    self._transmit(now, in_caller=True)
+                    awaited = (
+                        self._transport.settle()
+                        or self._session.has_outgoing
+                        or bool(self.accumulator.finished)
+                        or self._due(now) < self._sleeps_until
+                    )
+                    self._in_caller = False
+        finally:
+            if awaited:
+                self.wake()
 
     def want(self, topic: str) -> None:
         """Ask for a topic's metadata; under the lock."""
@@ -114,52 +156,78 @@ class IoThread(threading.Thread):
         """Turn after turn until `stop`."""
         cause = "the producer was closed before the ack"
         try:
+            ready: list[int] = []
             while not self.stopping:
-                self._turn()
+                with self.wire:
+                    left_ns = self._turn(ready)
+                ready = self._transport.wait(left_ns)
         except BaseException as error:
             cause = f"the producer's I/O thread failed: {error!r}"
             raise
         finally:
             self._end(ClientClosed(cause))
 
-    def _turn(self) -> None:
+    def _turn(self, readable: list[int]) -> int:
+        """How long the thread may sleep now."""
         session, accumulator = self._session, self.accumulator
         now = self._clock.monotonic_ns()
+        if self._in_caller:
+            self._start_over(now)
+        events = self._transport.receive(readable)
+        for endpoint, frames in events:
+            if frames is None:
+                session.lost(endpoint, now)
+            else:
+                session.received(endpoint, frames, now)
         session.tick(now)
-        with self.lock:
-            if self._wanted:
+        if self._wanted:
+            with self.lock:
                 session.topics |= self._wanted
                 self._wanted.clear()
-                session.refresh(now, at_once=True)
+            session.refresh(now, at_once=True)
+        sent = self._transmit(now)
+        if accumulator.finished:
+            self._announce()
+        if sent:
+            return 0  # more may have come meanwhile, for which nobody wakes the thread
+        self._sleeps_until = min(self._due(now), now + _SLEEP_MAX_NS)
+        return self._sleeps_until - now
+
+    def _transmit(self, now: int, *, in_caller: bool = False) -> bool:
+        """Send what is ready, and what the session has to send; True if records were.
+
+        A caller sends on connections that stand; it does not come back for records that are added
+        from now on, and the thread sleeps: `asleep`, as when there was nothing to send.
+        """
+        accumulator, session = self.accumulator, self._session
+        with self.lock:
             ready = accumulator.take_ready(now)
-            due = None if ready else accumulator.next_deadline_ns(now)
-            self.asleep = not ready
+            self.asleep = in_caller or not ready
             needs_id = accumulator.idempotent and accumulator.producer_id < 0
         if needs_id and not self._asking_id:
             self._ask_id(now)
         if ready:
             self._submit(ready, now)
-        if accumulator.finished:
-            self._announce()
-        for endpoint, frames in session.take_outgoing():
+        only = self._transport.endpoints if in_caller else None
+        for endpoint, frames in session.take_outgoing(only):
             self._transport.send(endpoint, frames)
-        self._wait(0 if ready else due, now)
-        if accumulator.finished:
-            self._announce()
+        return bool(ready)
 
-    def _wait(self, due: int | None, now: int) -> None:
-        session = self._session
-        timer = session.next_deadline_ns()
-        if due is None or (timer is not None and timer < due):
-            due = timer
-        events = self._transport.poll(None if due is None else max(due - now, 0))
-        if events:
-            now = self._clock.monotonic_ns()
-            for endpoint, frames in events:
-                if frames is None:
-                    session.lost(endpoint, now)
-                else:
-                    session.received(endpoint, frames, now)
+    def _due(self, now: int) -> int:
+        """When time alone gives the thread something to do."""
+        with self.lock:
+            due = self.accumulator.next_deadline_ns(now)
+        timer = self._session.next_deadline_ns()
+        return min(now + _FOREVER_NS if at is None else max(at, now) for at in (due, timer))
+
+    def _start_over(self, now: int) -> None:
+        """A caller was interrupted while it sent."""
+        self._transport.disconnect()
+        self._session.lost_all(now)
+        error = BrokerGone("the sending was interrupted; the request may have been carried out")
+        with self.lock:
+            self.accumulator.start_over(error, now)
+        self._in_caller = False
 
     def _announce(self) -> None:
         """Tell those who wait that batches have their fate."""
@@ -178,7 +246,8 @@ class IoThread(threading.Thread):
                 self.accumulator.give_up(cause)
             self.changed.notify_all()
         self._announce()
-        self._transport.close()
+        with self.wire:
+            self._transport.close()
 
     # --- produce
 

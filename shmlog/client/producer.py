@@ -170,7 +170,7 @@ class Producer:
             if not io.asleep:
                 return delivery
             io.asleep = False
-        io.wake()
+        io.go()
         return delivery
 
     def produce(
@@ -491,7 +491,7 @@ class Producer:
             part = self._accumulator.extend(queue, values, keys, times, size)
             wake, self._io.asleep = self._io.asleep, False
         if wake:
-            self._io.wake()
+            self._io.go()
         return part
 
     def _add_closed(self, queue: PartitionQueue, size: int, **content: Any) -> Batch:

@@ -23,7 +23,7 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -226,6 +226,12 @@ class Session:
             return
         pending.on_done(Outcome(answer, frames[1:], None, True), now)
 
+    def lost_all(self, now: int) -> None:
+        """Every connection was given up, with what was still to be sent."""
+        self._outgoing.clear()
+        for endpoint in {pending.endpoint for pending in self._pending.values()}:
+            self.lost(endpoint, now)
+
     def lost(self, endpoint: str, now: int) -> None:
         """The connection broke, or could not be made: all that was in flight there has ended."""
         self._avoid = endpoint
@@ -256,10 +262,18 @@ class Session:
 
     # --- outputs
 
-    def take_outgoing(self) -> list[tuple[str, Sequence[Any]]]:
-        """What has to be sent, oldest first; the list is handed over."""
+    def take_outgoing(self, only: Container[str] | None = None) -> list[tuple[str, Sequence[Any]]]:
+        """What has to be sent (to the endpoints in `only`), oldest first; it is handed over."""
         outgoing, self._outgoing = self._outgoing, []
+        if only is not None:
+            self._outgoing = [message for message in outgoing if message[0] not in only]
+            outgoing = [message for message in outgoing if message[0] in only]
         return outgoing
+
+    @property
+    def has_outgoing(self) -> bool:
+        """Is there something to be sent?"""
+        return bool(self._outgoing)
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do, None if never."""

@@ -11,15 +11,28 @@ it can be delivered later to a restarted broker behind the session's back. Every
 there has an unknown fate; the session decides what to send again. The next `send` makes a new
 socket.
 
-All methods belong to one thread at a time, but `wake`, which any thread may call.
+Waiting is apart from receiving, so that one thread may sleep in `wait` while another one sends:
+
+    wait (touches no socket) --> what is readable --> receive --> events
+                                  send --> unsure links ---^
+
+The descriptor of a ZeroMQ socket is no socket: it becomes readable when commands for the socket
+arrive, and any use of the socket may take them in. So a use leaves its link *unsure* until the
+socket has been asked (EVENTS) and had nothing to say; and as long as a link is unsure, `wait` does
+not sleep and the link is looked at in the next `receive`. Nothing can come in unseen: after such an
+answer, whatever arrives makes the descriptor readable, and it stays so until the socket is used.
+
+All methods belong to one thread at a time, with a lock between the uses by different threads; but
+`wait`, which needs no lock beside `send` and `settle`, and `wake`, which any thread may call.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import zmq
@@ -36,6 +49,8 @@ _TROUBLE = (
 _RECONNECT_MS = 100  # never reached: the socket is closed at the first failure
 _MESSAGE_BYTES_MAX = 32 << 20
 _POLLIN = int(zmq.POLLIN)
+_POLLOUT = int(zmq.POLLOUT)
+_READY_MAX = 64  # descriptors that one wait reports; the others are in the next one
 
 
 class Event(NamedTuple):
@@ -48,12 +63,14 @@ class Event(NamedTuple):
 class _Link:
     """One connection: the socket, its monitor, and what waits for the handshake."""
 
-    __slots__ = ("backlog", "endpoint", "monitor", "socket")
+    __slots__ = ("backlog", "endpoint", "monitor", "monitor_fd", "socket", "socket_fd")
 
     def __init__(self, endpoint: str, socket: Any, monitor: Any) -> None:
         self.endpoint = endpoint
         self.socket = socket
         self.monitor = monitor
+        self.socket_fd: int = socket.getsockopt(zmq.FD)
+        self.monitor_fd: int = monitor.getsockopt(zmq.FD)
         self.backlog: deque[Sequence[Any]] = deque()
 
 
@@ -62,43 +79,89 @@ class Transport:
 
     def __init__(self) -> None:
         self._context = zmq.Context(io_threads=1)
-        self._poller = zmq.Poller()
+        self._epoll = select.epoll()
         self._links: dict[str, _Link] = {}
-        self._by_socket: dict[Any, _Link] = {}
+        self._by_fd: dict[int, _Link] = {}
+        self._unsure: dict[_Link, None] = {}
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._closed = False
+
+    @property
+    def endpoints(self) -> Container[str]:
+        """Those with a connection, or with one being made."""
+        return self._links.keys()
 
     def send(self, endpoint: str, frames: Sequence[Any]) -> None:
         """Send one message, or keep it until the connection stands."""
         link = self._links.get(endpoint)
         if link is None:
             link = self._connect(endpoint)
+        self._unsure[link] = None
         if not link.backlog:
             try:
                 link.socket.send_multipart(frames, zmq.NOBLOCK)
                 return
             except zmq.Again:
-                self._poller.modify(link.socket, zmq.POLLIN | zmq.POLLOUT)
+                pass
         link.backlog.append(frames)
 
     def poll(self, timeout_ns: int | None) -> list[Event]:
         """Wait up to `timeout_ns` (None: for ever) for answers, losses or `wake`."""
-        timeout_ms = None if timeout_ns is None else -(-max(timeout_ns, 0) // NS_PER_MS)
+        if self._unsure:
+            events = self.receive(())
+            if events:
+                return events
+        return self.receive(self.wait(timeout_ns))
+
+    def wait(self, timeout_ns: int | None) -> list[int]:
+        """Sleep until something comes in, `wake`, or the time is up; what `receive` has to look at.
+
+        Other threads may send meanwhile.
+        """
+        if self._unsure:
+            timeout_ns = 0
+        timeout_s = None if timeout_ns is None else -(-max(timeout_ns, 0) // NS_PER_MS) / 1000
+        ready = [fd for fd, _ in self._epoll.poll(timeout_s, _READY_MAX)]
+        if self._wake_fd in ready:
+            ready.remove(self._wake_fd)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+        return ready
+
+    def receive(self, ready: Sequence[int]) -> list[Event]:
+        """The answers and losses that there are."""
         events: list[Event] = []
-        for ready, mask in self._poller.poll(timeout_ms):
-            if ready == self._wake_fd:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
-                continue
-            link = self._by_socket.get(ready)
+        monitors = []
+        for fd in ready:
+            link = self._by_fd.get(fd)
             if link is None:
-                continue  # closed earlier in this very turn
-            if ready is link.socket:
-                self._serve(link, mask, events)
+                continue  # closed since
+            if fd == link.monitor_fd:
+                monitors.append(link)
             else:
+                self._unsure[link] = None
+        for link in list(self._unsure):
+            self._serve(link, events)
+        for link in monitors:
+            if link.monitor.getsockopt(zmq.EVENTS) & _POLLIN:
                 self._lose(link, events)
         return events
+
+    def settle(self) -> bool:
+        """Ask the unsure links; True if there is something to `receive`, which no `wait` of another
+        thread might see.
+        """
+        for link in list(self._unsure):
+            mask = link.socket.getsockopt(zmq.EVENTS)
+            if not (mask & _POLLIN or (link.backlog and mask & _POLLOUT)):
+                del self._unsure[link]
+        return bool(self._unsure)
+
+    def disconnect(self) -> None:
+        """Close every connection without a report: all that is queued or on its way is forgotten."""
+        for link in list(self._links.values()):
+            self._drop(link)
 
     def wake(self) -> None:
         """Make a `poll` of another thread return. Callable from any thread."""
@@ -110,9 +173,9 @@ class Transport:
         if self._closed:
             return
         self._closed = True
-        for link in list(self._links.values()):
-            self._drop(link)
+        self.disconnect()
         self._context.term()
+        self._epoll.close()
         os.close(self._wake_fd)
 
     def _connect(self, endpoint: str) -> _Link:
@@ -128,44 +191,44 @@ class Transport:
         monitor.setsockopt(zmq.LINGER, 0)
         link = _Link(endpoint, socket, monitor)
         self._links[endpoint] = link
-        self._by_socket[socket] = self._by_socket[monitor] = link
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
+        for fd in (link.socket_fd, link.monitor_fd):
+            self._by_fd[fd] = link
+            self._epoll.register(fd, select.EPOLLIN)
+        monitor.getsockopt(zmq.EVENTS)  # nothing yet: so what comes makes its descriptor readable
         socket.connect(endpoint)
         return link
 
-    def _serve(self, link: _Link, mask: int, events: list[Event]) -> None:
-        if mask & zmq.POLLOUT:
-            self._flush(link)
-        if mask & zmq.POLLIN:
-            self._receive(link, events, _MESSAGES_PER_TURN)
+    def _serve(self, link: _Link, events: list[Event], limit: int = _MESSAGES_PER_TURN) -> None:
+        """Send what waited and receive; sure again unless the limit ends it."""
+        socket = link.socket
+        for _ in range(limit):
+            mask = socket.getsockopt(zmq.EVENTS)  # a third of what zmq.Again costs
+            if link.backlog and mask & _POLLOUT:
+                self._flush(link)
+            elif mask & _POLLIN:
+                events.append(Event(link.endpoint, socket.recv_multipart(zmq.NOBLOCK)))
+            else:
+                self._unsure.pop(link, None)
+                return
 
     def _flush(self, link: _Link) -> None:
-        try:
+        with contextlib.suppress(zmq.Again):
             while link.backlog:
                 link.socket.send_multipart(link.backlog[0], zmq.NOBLOCK)
                 link.backlog.popleft()
-        except zmq.Again:
-            return
-        self._poller.modify(link.socket, zmq.POLLIN)
-
-    def _receive(self, link: _Link, events: list[Event], limit: int) -> None:
-        socket = link.socket
-        for _ in range(limit):
-            if not socket.getsockopt(zmq.EVENTS) & _POLLIN:  # a third of what zmq.Again costs
-                return
-            events.append(Event(link.endpoint, socket.recv_multipart(zmq.NOBLOCK)))
 
     def _lose(self, link: _Link, events: list[Event]) -> None:
         # Answers that arrived before the loss still count.
-        self._receive(link, events, 1 << 20)
+        self._serve(link, events, 1 << 20)
         self._drop(link)
         events.append(Event(link.endpoint, None))
 
     def _drop(self, link: _Link) -> None:
-        del self._links[link.endpoint], self._by_socket[link.socket], self._by_socket[link.monitor]
-        self._poller.unregister(link.socket)
-        self._poller.unregister(link.monitor)
+        del self._links[link.endpoint]
+        self._unsure.pop(link, None)
+        for fd in (link.socket_fd, link.monitor_fd):
+            del self._by_fd[fd]
+            self._epoll.unregister(fd)  # libzmq closes it later, in a thread of its own
         link.socket.disable_monitor()
         link.monitor.close(0)
         link.socket.close(0)

@@ -123,4 +123,6 @@ class Columns:
 
 def fixed_items(data: memoryview, width: int) -> list[Any]:
     """The bytes of `data` in pieces of `width`, by one C loop."""
+    if len(data) == width:
+        return [bytes(data)]
     return np.frombuffer(data, dtype=f"V{width}").tolist()  # type: ignore[no-any-return]
