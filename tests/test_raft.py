@@ -299,7 +299,7 @@ def raft(
 ) -> Raft:
     return Raft(
         broker=broker,
-        brokers=(1, 2, 3, 4),
+        brokers=(1, 2, 3, 4, 5),
         voters=voters,
         hard_state=hard_state,
         terms=terms,
@@ -414,6 +414,128 @@ def test_deadlines_lie_ahead_and_a_heartbeat_away_at_most(broker: int) -> None:
     assert one.role is (Role.PRE_CANDIDATE if broker == 1 else Role.FOLLOWER)
 
 
+def follow(one: Raft, leader: int = 1) -> None:
+    """Let it follow `leader` in term 1, with one entry stored."""
+    one.step(leader, append(1, 1), MS, [Entry(0, 1, 1, "a")])
+    store(one, MS)
+    one.take()
+
+
+def test_at_proof_of_death_each_voter_waits_for_those_of_lower_ids_that_live() -> None:
+    waits = {}
+    for broker in (2, 4, 5):
+        one = raft(broker, (1, 2, 3, 4, 5))
+        follow(one)
+        one.peer_died(3, MS)
+        one.peer_died(1, MS)
+        waits[broker] = one.next_deadline_ns - MS if one.role is Role.FOLLOWER else 0
+    assert waits == {2: 0, 4: 5 * MS, 5: 10 * MS}
+
+
+def test_a_candidate_gives_its_disk_the_time_it_takes() -> None:
+    """Else a disk slower than the election time-out would never see an election through."""
+    one = raft()
+    one.tick(0)
+    store(one, 0)
+    one._maybe_stand()
+    one.step(2, VoteAnswer(term=1, granted=True, pre=True), 0)
+    wanted = one.take().store
+    assert wanted is not None
+    now = 0
+    for now in range(0, 5000 * MS, HEARTBEAT_NS):
+        one.tick(now)
+        assert not one.take().messages
+    one.stored(wanted, now)
+    assert [m.term for _, m, _ in one.take().messages if isinstance(m, VoteRequest)] == [1, 1]
+    assert one.role is Role.CANDIDATE
+
+
+def test_a_new_incarnation_of_the_leader_proves_the_death_of_the_old_one() -> None:
+    one = raft(2)
+    follow(one)
+    one.peer_back(3, MS)
+    assert one.role is Role.FOLLOWER
+    one.peer_back(1, MS)
+    assert one.role is Role.PRE_CANDIDATE
+    asked = [m for _, m, _ in one.take().messages if isinstance(m, VoteRequest)]
+    assert [m.death_proven for m in asked] == [True, True]
+
+
+def test_nobody_votes_in_a_term_whose_leader_it_follows() -> None:
+    """I1: its vote was not needed for this leader, but another leader of this term there cannot be."""
+    one = raft(2)
+    follow(one)
+    one.step(3, VoteRequest(term=1, last_term=1, end_offset=9), 9000 * MS)
+    (answer,) = [m for _, m, _ in one.take().messages if isinstance(m, VoteAnswer)]
+    assert not answer.granted
+
+
+# What a voter that abstains must have seen: (answered_ns, commit, end stored, terms told, when asked) -> does it vote?
+BORN = 1000
+
+
+@pytest.mark.parametrize(
+    ("answered_ns", "commit", "terms_told", "asked_ns", "votes"),
+    [
+        (BORN + 1, 3, {1: 5, 3: 5}, BORN, True),
+        (BORN + 1, 3, {1: 5, 3: 4}, BORN, True),
+        (
+            BORN - 1,
+            3,
+            {1: 5, 3: 5},
+            BORN,
+            False,
+        ),  # the leader still counts what the old incarnation had
+        (BORN + 1, 2, {1: 5, 3: 5}, BORN, False),  # the leader has committed nothing of its term
+        (BORN + 1, 4, {1: 5, 3: 5}, BORN, False),  # an entry below the commit is missing
+        (BORN + 1, 3, {1: 5}, BORN, False),  # 3 may have got a vote of a higher term
+        (BORN + 1, 3, {1: 5, 3: 5}, BORN - 1, False),  # an answer to the old incarnation
+    ],
+)
+def test_a_voter_abstains_until_it_knows_what_it_may_have_forgotten(
+    answered_ns: int, commit: int, terms_told: dict[int, int], asked_ns: int, votes: bool
+) -> None:
+    """SEMANTICS 7."""
+    one = Raft(
+        broker=2,
+        brokers=(1, 2, 3),
+        voters=(1, 2, 3),
+        hard_state=HardState(abstaining=True),
+        terms=(),
+        end_offset=0,
+        rng=random.Random(0),
+        now_ns=BORN,
+        heartbeat_ns=HEARTBEAT_NS,
+        hang_timeout_ns=1500 * MS,
+    )
+    request = append(5, BORN + 2)
+    request.answered_ns, request.commit = answered_ns, commit
+    one.step(1, request, BORN + 3, [Entry(0, 2, 4, "a"), Entry(2, 3, 5, "noop")])
+    for voter, term in terms_told.items():
+        answer = VoteAnswer(term=term, granted=False, pre=True, sent_ns=asked_ns)
+        one.step(voter, answer, BORN + 4)
+    assert one.is_abstaining  # nothing is stored yet
+    store(one, BORN + 5)
+    assert one.is_abstaining is not votes
+    if votes:
+        # In this term it is as if it had voted for the leader, and all that waits for the disk.
+        wanted = one.take().store
+        assert wanted is not None
+        assert wanted.hard_state == HardState(5, 1)
+
+
+def test_a_term_beyond_the_leaders_keeps_a_voter_abstaining() -> None:
+    one = raft(2, hard_state=HardState(abstaining=True))
+    request = append(5, 2)
+    request.answered_ns, request.commit = 1, 1
+    for voter, term in ((1, 5), (3, 6)):
+        answer = VoteAnswer(term=term, granted=True, pre=True, sent_ns=0)
+        one.step(voter, answer, 1)
+    one.step(1, request, 3, [Entry(0, 1, 5, "noop")])
+    store(one, 4)
+    assert one.is_abstaining
+
+
 def test_a_log_that_is_ahead_of_the_vote_file_raises_the_term() -> None:
     one = raft(hard_state=HardState(3, 2), terms=((1, 0), (5, 4), (6, 9)), end_offset=9)
     assert one.term == 5  # term 6 wrote nothing that is left
@@ -500,4 +622,4 @@ def test_it_says_what_it_is() -> None:
     assert "leader term=1" in repr(one)
     figures = one.statistics()
     assert (figures.role, figures.term, figures.leader, figures.elections) == ("leader", 1, 1, 1)
-    assert figures.match == {2: 0, 3: 0, 4: 0}
+    assert figures.match == {2: 0, 3: 0, 4: 0, 5: 0}

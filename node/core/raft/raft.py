@@ -340,7 +340,7 @@ class Raft:
         self._leader_dead |= broker == self.leader
         if broker not in (self.leader, self._hard.voted_for) or not self.is_voter:
             return
-        rank = [voter for voter in self._voters if voter not in self._dead].index(self.broker)
+        rank = sum(voter < self.broker and voter not in self._dead for voter in self._voters)
         self._deadline_ns = now_ns + rank * RANK_DELAY_NS
         if rank == 0:
             self._maybe_stand()
@@ -576,8 +576,7 @@ class Raft:
         self._terms.truncate(offset)
         self._append = [entry for entry in self._append if entry.end_offset <= offset]
         if not self._append:
-            end = offset if self._truncate_to is None else self._truncate_to
-            self._truncate_to = min(end, offset)
+            self._truncate_to = offset  # not above an earlier cut: the log ends there
         self._stored_end = min(self._stored_end, offset)
         self._cuts += 1
 
