@@ -333,6 +333,8 @@ def test_e2_b05_an_earlier_or_dead_incarnation_and_one_of_another_boot_are_refus
 ) -> None:
     cluster.register(1, incarnation=3)
     refused(cluster, cluster.registration(1, 2), Code.STALE_BROKER_EPOCH)
+    cluster.new_controller()
+    refused(cluster, cluster.registration(1, 2), Code.STALE_BROKER_EPOCH)
     cluster.controller.died(2, 5, cluster.now)
     refused(cluster, cluster.registration(2, 5), Code.STALE_BROKER_EPOCH)
     refused(cluster, cluster.registration(1, 4, "other"), Code.INVALID_REQUEST)
@@ -436,6 +438,18 @@ def test_e5_a_hung_broker_returns_when_it_beats_with_an_image_that_holds_the_fen
     cluster.controller.beat(1, 1, fence, cluster.now)
     cluster.tick()
     assert cluster.image.fenced == {}
+
+
+def test_e5_the_return_of_the_only_candidate_and_its_election_are_one_set() -> None:
+    cluster = Cluster()
+    cluster.register(1, 2)
+    cluster.topic(factor=1)
+    leader = cluster.p.leader
+    cluster.pass_time(1500 * MS, silent=[leader])
+    assert (cluster.p.leader, cluster.p.isr) == (-1, (leader,))
+    cluster.controller.beat(leader, 1, cluster.image.offset, cluster.now)
+    assert len(cluster.tick()) == 2
+    assert cluster.p.leader == leader
 
 
 def test_e5_who_stops_or_is_dead_does_not_return_by_a_late_beat(cluster: Cluster) -> None:
@@ -564,6 +578,8 @@ def test_6_6_a_hand_over_goes_to_a_living_member_at_the_current_epoch(cluster: C
     refused(cluster, cluster.hand_over(other), Code.INELIGIBLE_REPLICA)
     cluster.tick()
     refused(cluster, cluster.hand_over(other), Code.INELIGIBLE_REPLICA)
+    cluster.register(other, incarnation=2)
+    refused(cluster, cluster.hand_over(other), Code.INELIGIBLE_REPLICA)  # alive, but no member
     assert cluster.change(cluster.hand_over(target))
     assert cluster.p.leader == target
     refused(cluster, cluster.hand_over(target), Code.NEW_LEADER_ELECTED)  # its epoch has not begun
@@ -709,6 +725,8 @@ def test_6_7_a_recovery_election_waits_for_all_that_left_and_takes_the_furthest(
     assert (cluster.p.leader, cluster.p.isr) == (1, (1,))
     assert cluster.p.lost == (30, 500)
     assert set(cluster.p.lossy) == {0, 2}
+    cluster.start()
+    assert cluster.p.lossy == ()
 
 
 def test_6_7_who_left_as_lossy_and_is_away_again_is_waited_for(cluster: Cluster) -> None:
