@@ -75,10 +75,11 @@ class Cluster:
 
     def tick(self) -> list[Record]:
         """All that there is to do now, set by set; what the first one held."""
-        first = records = self.commit(self.controller.tick(self.image, self.now))
-        while records:
-            records = self.commit(self.controller.tick(self.image, self.now))
-        return first
+        sets = [self.commit(self.controller.tick(self.image, self.now))]
+        while sets[-1]:
+            sets.append(self.commit(self.controller.tick(self.image, self.now)))
+            assert len(sets) < 5, "it does not come to rest"
+        return sets[0]
 
     def pass_time(self, ns: int, silent: Iterable[int] = ()) -> None:
         """The loops turn; all brokers but the silent ones beat."""
@@ -332,6 +333,8 @@ def test_e2_b05_an_earlier_or_dead_incarnation_and_one_of_another_boot_are_refus
 ) -> None:
     cluster.register(1, incarnation=3)
     refused(cluster, cluster.registration(1, 2), Code.STALE_BROKER_EPOCH)
+    cluster.new_controller()
+    refused(cluster, cluster.registration(1, 2), Code.STALE_BROKER_EPOCH)
     cluster.controller.died(2, 5, cluster.now)
     refused(cluster, cluster.registration(2, 5), Code.STALE_BROKER_EPOCH)
     refused(cluster, cluster.registration(1, 4, "other"), Code.INVALID_REQUEST)
@@ -437,6 +440,18 @@ def test_e5_a_hung_broker_returns_when_it_beats_with_an_image_that_holds_the_fen
     assert cluster.image.fenced == {}
 
 
+def test_e5_the_return_of_the_only_candidate_and_its_election_are_one_set() -> None:
+    cluster = Cluster()
+    cluster.register(1, 2)
+    cluster.topic(factor=1)
+    leader = cluster.p.leader
+    cluster.pass_time(1500 * MS, silent=[leader])
+    assert (cluster.p.leader, cluster.p.isr) == (-1, (leader,))
+    cluster.controller.beat(leader, 1, cluster.image.offset, cluster.now)
+    assert len(cluster.tick()) == 2
+    assert cluster.p.leader == leader
+
+
 def test_e5_who_stops_or_is_dead_does_not_return_by_a_late_beat(cluster: Cluster) -> None:
     cluster.change(peers.StopBroker(id=1, incarnation=1))
     cluster.die(2)
@@ -513,16 +528,16 @@ def test_e1_the_last_leader_comes_first_then_the_order_of_the_replica_list(
     assert (cluster.p.leader, cluster.p.last_leader) == (third, (first, 1, 1))
     cluster.die(third)  # before it has begun: the one before is still the last leader
     assert cluster.p.leader == first
-    other = Cluster()
-    other.register(0, 1, 2)
-    other.topic()
-    first, second, third = other.p.replicas
-    other.change(other.hand_over(third))
-    other.start()
-    other.change(peers.StopBroker(id=third, incarnation=1))
-    assert other.p.leader == first
-    other.change(peers.StopBroker(id=first, incarnation=1))
-    assert other.p.leader == second
+    cluster.register(third, incarnation=2)
+    cluster.start()
+    cluster.change(cluster.proposal(*cluster.p.replicas))
+    cluster.change(cluster.hand_over(third))
+    cluster.start()
+    cluster.change(cluster.hand_over(second))
+    cluster.die(second)
+    assert cluster.p.leader == third
+    cluster.change(peers.StopBroker(id=third, incarnation=2))
+    assert cluster.p.leader == first
 
 
 def test_e1_without_a_candidate_nobody_leads_at_a_higher_epoch_and_all_stay_members(
@@ -563,6 +578,8 @@ def test_6_6_a_hand_over_goes_to_a_living_member_at_the_current_epoch(cluster: C
     refused(cluster, cluster.hand_over(other), Code.INELIGIBLE_REPLICA)
     cluster.tick()
     refused(cluster, cluster.hand_over(other), Code.INELIGIBLE_REPLICA)
+    cluster.register(other, incarnation=2)
+    refused(cluster, cluster.hand_over(other), Code.INELIGIBLE_REPLICA)  # alive, but no member
     assert cluster.change(cluster.hand_over(target))
     assert cluster.p.leader == target
     refused(cluster, cluster.hand_over(target), Code.NEW_LEADER_ELECTED)  # its epoch has not begun
@@ -708,6 +725,20 @@ def test_6_7_a_recovery_election_waits_for_all_that_left_and_takes_the_furthest(
     assert (cluster.p.leader, cluster.p.isr) == (1, (1,))
     assert cluster.p.lost == (30, 500)
     assert set(cluster.p.lossy) == {0, 2}
+    cluster.start()
+    assert cluster.p.lossy == ()
+
+
+def test_6_7_who_left_as_lossy_and_is_away_again_is_waited_for(cluster: Cluster) -> None:
+    reboot(cluster)
+    cluster.register(0, incarnation=2, lossy=True, epoch=1, end=50)
+    cluster.die(0)
+    cluster.register(1, 2, incarnation=2, lossy=True, epoch=1, end=40)
+    cluster.pass_time(59 * S, silent=[0])
+    assert (cluster.p.leader, cluster.p.isr) == (-1, ())
+    cluster.register(0, incarnation=3, lossy=True, epoch=1, end=50)
+    cluster.tick()
+    assert cluster.p.leader == 0
 
 
 def test_6_7_who_does_not_come_back_after_a_reboot_is_taken_for_lossy_when_the_wait_is_over(
