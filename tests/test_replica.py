@@ -429,6 +429,7 @@ def test_t3_no_cut_below_the_own_high_watermark_but_where_a_recovery_gave_it_up(
     assert not may_cut(Truncation(5), 6, mine, 9, 2)
     assert may_cut(Truncation(5), 6, mine, 9, 3)
     assert may_cut(Truncation(6, anew=True), 6, mine, 9, -1)
+    assert may_cut(Truncation(5), 6, [(1, 0), (4, 9)], 9, 3)  # an epoch without a batch is nothing
 
 
 # -- follower -----------------------------------------------------------------------------------------
@@ -647,7 +648,7 @@ def without_j7(patch: Patch) -> type[Walk]:
             return False
 
         def candidates(self, draft: object) -> list[int]:
-            fenced = self.image.fenced if draft is None else draft.fenced  # type: ignore[attr-defined]
+            fenced = self.image.fenced if draft is None else draft.fenced
             known = set(super().candidates(draft))
             return [*known, *(b for b in self.replicas if b not in fenced and b not in known)]
 
@@ -695,7 +696,7 @@ def j8_unknown_is_forgotten(_patch: Patch) -> type[Walk]:
 
 def h1_weaker_reports_count(_patch: Patch) -> type[Walk]:
     class Generous(Leader):
-        def report(self, broker, incarnation, epoch, end, durability, now, can_append=True):  # type: ignore[no-untyped-def]
+        def report(self, broker, incarnation, epoch, end, durability, now, can_append=True):
             return super().report(broker, incarnation, epoch, end, "disk", now, can_append)
 
     return world(leader_class=Generous)
@@ -703,7 +704,7 @@ def h1_weaker_reports_count(_patch: Patch) -> type[Walk]:
 
 def h1_reports_of_another_epoch_count(_patch: Patch) -> type[Walk]:
     class Generous(Leader):
-        def report(self, broker, incarnation, epoch, end, durability, now, can_append=True):  # type: ignore[no-untyped-def]
+        def report(self, broker, incarnation, epoch, end, durability, now, can_append=True):
             epoch = self.leader_epoch
             return super().report(broker, incarnation, epoch, end, durability, now, can_append)
 
@@ -720,7 +721,7 @@ def h1_reported_before_it_has_reconciled(_patch: Patch) -> type[Walk]:
 
 def h1_reports_of_another_incarnation_count(_patch: Patch) -> type[Walk]:
     class Generous(Leader):
-        def report(self, broker, incarnation, epoch, end, durability, now, can_append=True):  # type: ignore[no-untyped-def]
+        def report(self, broker, incarnation, epoch, end, durability, now, can_append=True):
             incarnation = self._followers[broker].incarnation
             return super().report(broker, incarnation, epoch, end, durability, now, can_append)
 
@@ -742,7 +743,7 @@ def without_h2(_patch: Patch) -> type[Walk]:
 
 def b01_cut_to_the_high_watermark(patch: Patch) -> type[Walk]:
     class Old(Follower):
-        def handle_epochs(self, seq, epoch, theirs, their_end, start, mine, my_end):  # type: ignore[no-untyped-def]
+        def handle_epochs(self, seq, epoch, theirs, their_end, start, mine, my_end):
             plan = super().handle_epochs(seq, epoch, theirs, their_end, start, mine, my_end)
             return plan and Truncation(self.high_watermark)
 
@@ -750,7 +751,7 @@ def b01_cut_to_the_high_watermark(patch: Patch) -> type[Walk]:
 
 
 def b02_an_epoch_the_leader_does_not_know_is_answered_with_its_end(patch: Patch) -> type[Walk]:
-    def plan(mine, my_end, theirs, their_end, _start):  # type: ignore[no-untyped-def]
+    def plan(mine, my_end, theirs, their_end, _start):
         mine_last = following.last_epoch(mine, my_end)
         later = [start for epoch, start in theirs if epoch > mine_last]
         known = mine_last in dict(theirs)
@@ -768,7 +769,7 @@ def b04_no_truncation_when_the_leader_stays(_patch: Patch) -> type[Walk]:
             super().truncated()
             self.fetched_from = self.leader
 
-        def follow(self, leader, epoch, started, recovery_epoch=-1):  # type: ignore[no-untyped-def]
+        def follow(self, leader, epoch, started, recovery_epoch=-1):
             super().follow(leader, epoch, started, recovery_epoch)
             if self.state is State.RECONCILING and leader == self.fetched_from:
                 self.state = State.FETCHING
@@ -815,7 +816,7 @@ def b07_high_watermark_raised_before_truncation(_patch: Patch) -> type[Walk]:
             return True
 
     class Asking(Impatient):
-        def on_fetch(self, broker, sender, incarnation, epoch, position, end, durability):  # type: ignore[no-untyped-def]
+        def on_fetch(self, broker, sender, incarnation, epoch, position, end, durability):
             """Only the high watermark is wanted: what the follower has stored is not looked at."""
             role = self.brokers[sender].follower
             if role is not None and role.state is State.RECONCILING:
@@ -827,7 +828,7 @@ def b07_high_watermark_raised_before_truncation(_patch: Patch) -> type[Walk]:
 
 def t1_any_answer_cuts(_patch: Patch) -> type[Walk]:
     class Trusting(Follower):
-        def handle_epochs(self, seq, epoch, theirs, their_end, start, mine, my_end):  # type: ignore[no-untyped-def]
+        def handle_epochs(self, seq, epoch, theirs, their_end, start, mine, my_end):
             if self.state is State.FETCHING and epoch == self.leader_epoch:
                 self.state = State.RECONCILING
             self._asked = seq
@@ -854,7 +855,7 @@ def a_reboot_is_not_lossy(_patch: Patch) -> type[Walk]:
 
 def e1_anybody_is_elected(_patch: Patch) -> type[Walk]:
     class Open(Controller):
-        def candidates(self, draft):  # type: ignore[no-untyped-def]
+        def candidates(self, draft):
             return [b for b in self.replicas if b not in draft.fenced]
 
     return world(controller_class=Open)
@@ -862,7 +863,7 @@ def e1_anybody_is_elected(_patch: Patch) -> type[Walk]:
 
 def e8_followed_before_the_start_is_committed(_patch: Patch) -> type[Walk]:
     class Hasty(Follower):
-        def follow(self, leader, epoch, started, recovery_epoch=-1):  # type: ignore[no-untyped-def]
+        def follow(self, leader, epoch, started, recovery_epoch=-1):
             super().follow(leader, epoch, True, recovery_epoch)
 
     class Serving(Walk):
@@ -871,7 +872,7 @@ def e8_followed_before_the_start_is_committed(_patch: Patch) -> type[Walk]:
                 return 0
             return super().error_for(broker, sender, incarnation, epoch)
 
-        def on_fetch(self, broker, *content):  # type: ignore[no-untyped-def]
+        def on_fetch(self, broker, *content):
             if broker.leader is not None:
                 super().on_fetch(broker, *content)
 
