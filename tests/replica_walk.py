@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from node.core.replica.follower import Follower, State, last_epoch
@@ -24,6 +25,34 @@ from shmlog.log.checkpoint import EpochHistory
 
 LAG_TIME = 25  # steps
 Record = tuple[int, int]
+
+
+# How often what happens, if it can.
+ORDINARY = {
+    "append": 14,
+    "deliver": 50,
+    "follow": 36,
+    "look": 12,
+    "start": 8,
+    "sync": 6,
+    "save": 2,
+    "plan": 6,
+    "propose": 6,
+    "beat": 4,
+    "restart": 4,
+    "notice": 6,
+    "wake": 2,
+}
+FAULTS = {
+    "time_out": 2,
+    "kill": 1,
+    "stop": 1,
+    "reboot": 1,
+    "replace_disk": 1,
+    "hang": 1,
+    "hand_over": 2,
+    "configure": 1,
+}
 
 
 class Violation(AssertionError):
@@ -129,9 +158,9 @@ class Controller:
         """J7: who ought to leave does so once the minimum admits it."""
         minimum = min(draft.minimum, len(self.replicas))
         for broker in self.replicas:
-            if draft.leader >= 0 and broker in draft.isr and broker in draft.fenced:
-                if len(draft.isr) > minimum:
-                    draft.isr = tuple(b for b in draft.isr if b != broker)
+            ought = draft.leader >= 0 and broker in draft.isr and broker in draft.fenced
+            if ought and len(draft.isr) > minimum:
+                draft.isr = tuple(b for b in draft.isr if b != broker)
 
     # -- changes --------------------------------------------------------------------------------------
 
@@ -359,6 +388,7 @@ class Walk:
     controller_class: type[Controller] = Controller
     broker_class: type[Broker] = Broker
     check_size = True
+    weights: Mapping[str, int] = MappingProxyType({})  # of actions that make up these lives
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
@@ -374,38 +404,46 @@ class Walk:
         self.value = self.now = 0
         for broker in self.brokers:
             broker.see(self.controller.image, 0, 0)
-        ordinary: list[tuple[Callable[[Broker], None], int]] = [
-            (self.append, 12),
-            (self.deliver, 50),
-            (self.look, 10),
-            (self.follow, 30),
-            (self.start, 3),
-            (self.sync, 5),
-            (self.save, 2),
-            (self.plan, 6),
-            (self.propose, 4),
-            (self.beat, 4),
-            (self.restart, 3),
-            (self.notice, 5),
-        ]
-        faults: list[tuple[Callable[[Broker], None], int]] = [
-            (self.time_out, 4),
-            (self.kill, 2),
-            (self.stop, 1),
-            (self.reboot, 1),
-            (self.replace_disk, 1),
-            (self.hang, 1),
-            (self.wake, 2),
-            (self.hand_over, 2),
-            (self.configure, 2),
-        ]
-        chosen = ordinary + [f for f in faults if rng.random() < 0.6] + [(self.wake, 1)]
-        self.actions = [action for action, weight in chosen for _ in range(weight)]
+        weights = dict(ORDINARY)
+        weights.update({name: weight for name, weight in FAULTS.items() if rng.random() < 0.6})
+        weights.update(self.weights)
+        self.actions = [name for name, weight in weights.items() for _ in range(weight)]
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            self.step(self.rng.choice(self.actions), self.rng.choice(self.brokers))
+            name = self.rng.choice(self.actions)
+            able = [broker for broker in self.brokers if self.may(name, broker)]
+            if able:
+                self.step(getattr(self, name), self.rng.choice(able))
         self.heal()
+
+    def may(self, name: str, broker: Broker) -> bool:
+        """Can this happen to this broker now?"""
+        match name:
+            case "deliver":
+                return bool(self.net)
+            case "append" | "plan" | "time_out" | "hand_over":
+                return broker.runs and broker.leader is not None
+            case "follow":
+                return broker.runs and broker.follower is not None
+            case "look":
+                return broker.runs and broker.seen < len(self.controller.images) - 1
+            case "start":
+                return broker.runs and broker.starting is not None and broker.leader is None
+            case "propose":
+                return bool(self.proposals[broker.number])
+            case "beat":
+                return broker.runs and broker.number in self.controller.image.fenced
+            case "notice":
+                return not broker.runs and broker.number not in self.controller.image.fenced
+            case "restart":
+                return not broker.alive
+            case "wake":
+                return broker.hung
+            case "kill" | "replace_disk":
+                return broker.alive
+            case _:
+                return broker.runs
 
     def step(self, action: Callable[[Broker], None], broker: Broker) -> None:
         self.now += 1
@@ -415,7 +453,7 @@ class Walk:
     # -- what happens ---------------------------------------------------------------------------------
 
     def append(self, broker: Broker) -> None:
-        if broker.runs and broker.leader is not None and len(broker.log) < 40:
+        if broker.leader is not None and len(broker.log) < 40:
             self.value += 1
             broker.append((broker.leader.leader_epoch, self.value))
             broker.leader.written(len(broker.log))
@@ -708,9 +746,9 @@ class Walk:
                 and broker.log[:high_watermark] != committed[:high_watermark]
             ):
                 raise Violation(f"I4: {broker.number} shows what is not committed")
-            if broker.number in image.isr and not broker.lost:
-                if broker.log[: len(committed)] != committed:
-                    raise Violation(f"I5, I10: member {broker.number} lacks committed records")
+            is_member = broker.number in image.isr and not broker.lost
+            if is_member and not self.holds(broker):
+                raise Violation(f"I5, I10: member {broker.number} lacks committed records")
             follower = broker.follower
             if broker.alive and follower is not None and follower.state is State.FETCHING:
                 self.check_started(follower.leader_epoch)
@@ -771,14 +809,13 @@ class Walk:
                 self.handle(self.net.pop(0))
                 self.check()
             for broker in self.brokers:
-                if broker.leader is not None and broker.leader.proposal is not None:
-                    if not self.proposals[broker.number] and self.rng.random() < 0.2:
-                        self.time_out(broker)
+                if not self.proposals[broker.number] and self.rng.random() < 0.2:
+                    self.time_out(broker)
             if self.is_in_sync():
                 if appended:
                     return
                 for broker in self.brokers:
-                    self.append(broker)
+                    self.step(self.append, broker)
                 appended = True
         raise Violation(f"L1, L2: not in sync: {self.describe()}")
 

@@ -87,7 +87,9 @@ class Follower:
         self.state = State.WAITING
         self.truncation: Truncation | None = None  # exactly while TRUNCATING or STOPPED
         self._truncation_epoch = -1
-        self._asked: int | None = None  # seq of the question whose answer counts
+        self._asked: int | None = (
+            None  # seq of the question whose answer counts; only while RECONCILING
+        )
 
     def __repr__(self) -> str:
         return (
@@ -124,6 +126,7 @@ class Follower:
 
     def asked(self, seq: int) -> None:
         """Question `seq` has left; only its answer counts, so a late one cannot cut what was fetched since."""
+        assert self.wants_epochs, self
         self._asked = seq
 
     def reset(self) -> None:
@@ -141,11 +144,7 @@ class Follower:
         my_end: int,
     ) -> Truncation | None:
         """The leader's history. Returns what to do before `truncated` is called; nothing has been cut yet."""
-        if (
-            self.state is not State.RECONCILING
-            or seq != self._asked
-            or leader_epoch != self.leader_epoch
-        ):
+        if seq != self._asked or leader_epoch != self.leader_epoch:
             return None
         plan = plan_truncation(mine, my_end, theirs, their_end, their_log_start)
         self.truncation, self._truncation_epoch, self._asked = plan, leader_epoch, None

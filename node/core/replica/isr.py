@@ -76,10 +76,9 @@ def ought_to_leave(replica: Replica) -> bool:
 
 
 def may_join(replica: Replica, high_watermark: int, epoch_start: int) -> bool:
-    """J1 to J4 (an end is known only of the current incarnation and epoch); nobody joins to leave again."""
+    """J1 to J4; nobody joins to leave again. (J1: what is not reported in this epoch is below any offset.)"""
     return (
-        replica.stored_end != UNKNOWN
-        and replica.stored_end >= high_watermark
+        replica.stored_end >= high_watermark
         and replica.stored_end >= epoch_start
         and replica.fit
         and not ought_to_leave(replica)
