@@ -413,6 +413,18 @@ class Partition:
                 high_watermark=self.high_watermark,
             )
 
+    def divergence(self, offset: int, last_epoch: int) -> tuple[int, int] | None:
+        """Does the log lack what a reader has read, whose last record below `offset` had `last_epoch`?
+
+        Then the largest known epoch at or below it, and its end. None if not, or if that cannot be told.
+        """
+        if last_epoch < 0:
+            return None
+        epoch, end = self.log.epochs.end_of(last_epoch, self.log.log_end_offset)
+        if epoch < 0 or (epoch == last_epoch and end >= offset):
+            return None
+        return epoch, end
+
     def read(self, offset: int, max_bytes: int) -> Fetched:
         """Whole committed batches from the one that holds `offset`: at least one if there is any."""
         self.check_offset(offset)

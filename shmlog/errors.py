@@ -61,6 +61,7 @@ class Code(enum.IntEnum):
     LOG_CORRUPT = 1003
     BUFFER_FULL = 2000
     DELIVERY_TIMEOUT = 2001
+    LOG_TRUNCATED = 2002
     NO_CLUSTER = 2003
     CLOSED = 2004
     SERIALIZATION = 2005
@@ -190,6 +191,15 @@ class OffsetOutOfRange(RequestError):
     """The offset lies below the log start or beyond the end (`log_start`, `high_watermark`)."""
 
     default = Code.OFFSET_OUT_OF_RANGE
+
+
+class LogTruncated(RequestError):
+    """Records that were read are not in the log any more; reading goes on at `offset`.
+
+    Gone are `offset` to `end_offset`, the first one not gone; other records may stand there now.
+    """
+
+    default = Code.LOG_TRUNCATED
 
 
 class RecordTooLarge(RequestError):
@@ -359,6 +369,7 @@ TABLE: dict[Code, Entry] = {
     Code.DELIVERY_TIMEOUT: Entry(
         RequestTimedOut, 4, "the text says whether it may have been written"
     ),
+    Code.LOG_TRUNCATED: Entry(LogTruncated, 1, "undo what was made of these records, then read on"),
     Code.NO_CLUSTER: Entry(ClusterNotFound, 5, "start one: shmlog dev, or shmlog up --dir DIR"),
     Code.CLOSED: Entry(ClientClosed, 1, "make a new client"),
     Code.SERIALIZATION: Entry(SerializationError, 1, "check the serde against the data"),

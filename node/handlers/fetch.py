@@ -14,6 +14,7 @@ from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
     SIMPLE_BYTES_MAX,
     SIMPLE_RECORDS_MAX,
+    FetchDiverged,
     FetchFast,
     FetchFastAnswer,
     FetchPartition,
@@ -93,7 +94,9 @@ class FetchWait:
             if data:
                 frames.append(data)
                 total += len(data)
-            elif wake_up and result.high_watermark > wanted.offset:
+            elif isinstance(result, FetchDiverged) or (
+                wake_up and result.high_watermark > wanted.offset
+            ):
                 news = True
         enough = total >= max(1, request.min_bytes) or total >= budget > 0
         if not (enough or news or last or not request.partitions):
@@ -108,6 +111,9 @@ class FetchWait:
         partition = find_partition(
             self._context, wanted.topic, wanted.partition, wanted.topic_id, wanted.leader_epoch
         )
+        diverging = partition.divergence(wanted.offset, wanted.last_epoch)
+        if diverging is not None:
+            return _diverged(wanted, partition, *diverging), b""
         partition.check_offset(wanted.offset)
         data = b""
         limit = min(wanted.max_bytes, room)
@@ -140,6 +146,10 @@ class FetchWait:
                 request.topic_id,
                 request.leader_epoch,
             )
+            diverging = partition.divergence(request.offset, request.last_epoch)
+            if diverging is not None:
+                self._answer_simple(request, partition, _Opened(), *diverging)
+                return True
             partition.check_offset(request.offset)
             there = request.offset < partition.high_watermark
             if not (there or last):
@@ -158,9 +168,18 @@ class FetchWait:
         self._answer_simple(request, partition, opened)
         return True
 
-    def _answer_simple(self, request: FetchSimple, partition: Partition, opened: _Opened) -> None:
+    def _answer_simple(
+        self,
+        request: FetchSimple,
+        partition: Partition,
+        opened: _Opened,
+        diverging_epoch: int = -1,
+        diverging_end: int = -1,
+    ) -> None:
         assert self._exchange.id is not None
         base = opened.base_offset if opened.count else request.offset
+        if diverging_epoch >= 0:
+            base = min(base, diverging_end)
         answer = FetchSimpleAnswer(
             id=self._exchange.id,
             error=0,
@@ -176,8 +195,23 @@ class FetchWait:
             null_values=opened.null_values,
             timestamps=opened.timestamps,
             headers=opened.headers if any(opened.headers) else None,
+            diverging_epoch=diverging_epoch,
+            diverging_end=diverging_end,
         )
         self._exchange.answer(answer, opened.frames)
+
+
+def _diverged(wanted: FetchPartition, partition: Partition, epoch: int, end: int) -> FetchDiverged:
+    return FetchDiverged(
+        topic=wanted.topic,
+        partition=wanted.partition,
+        bytes=0,
+        high_watermark=partition.high_watermark,
+        log_start=partition.log_start,
+        leader_epoch=partition.leader_epoch,
+        diverging_epoch=epoch,
+        diverging_end=end,
+    )
 
 
 class _Opened:

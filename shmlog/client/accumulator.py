@@ -15,6 +15,9 @@ One queue a partition:
   new goes out anywhere until every batch of every partition has its fate; then epoch + 1, all
   sequences from 0. Of the partition that failed, batches that surely were not written go out again;
   those of unknown fate are failed.
+- *Attempts*: each sending of a batch has a number. A batch may be taken back from a broker that is no
+  longer the leader (`moved`), and sent to the new one while the old one still has the first
+  attempt: whatever becomes of that one later does not count.
 - A fate is *unknown* once an attempt ended without a definite answer; from then on only success
   settles it.
 
@@ -29,14 +32,14 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from shmlog.client.delivery import Delivery
 from shmlog.client.session import Backoff
-from shmlog.clock import NS_PER_MS, Clock
+from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 from shmlog.errors import Code, OutOfSequence, RequestTimedOut, ShmlogError
 from shmlog.ids import TopicPartition
 from shmlog.records import builder
@@ -45,7 +48,14 @@ from shmlog.records.layout import HEADER_SIZE, SEQUENCE_END, Codec
 IN_FLIGHT_MAX = 5  # the leader remembers so many batches of a producer
 BATCH_OVERHEAD = HEADER_SIZE + builder.BATCH_SLACK
 EPOCH_MAX = 32767
-_UNKNOWN_FATE = frozenset({Code.NOT_LEADER_OR_FOLLOWER, Code.REQUEST_TIMED_OUT})
+_EXPIRY_NS = 86_400 * NS_PER_S  # a leader forgets a producer that was idle for longer
+_UNKNOWN_FATE = frozenset(
+    {
+        Code.NOT_LEADER_OR_FOLLOWER,
+        Code.REQUEST_TIMED_OUT,
+        Code.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    }
+)
 _SEQUENCE = frozenset({Code.OUT_OF_ORDER_SEQUENCE_NUMBER, Code.UNKNOWN_PRODUCER_ID})
 _NO_TOPIC = frozenset(
     {Code.UNKNOWN_TOPIC_OR_PARTITION, Code.UNKNOWN_TOPIC_ID, Code.INCONSISTENT_TOPIC_ID}
@@ -59,6 +69,7 @@ class Batch:
 
     __slots__ = (
         "array",
+        "attempt",
         "base_offset",
         "count",
         "created_ns",
@@ -67,6 +78,7 @@ class Batch:
         "error",
         "headers",
         "keys",
+        "leader_epoch",
         "on_wire",
         "queue",
         "refreshed",
@@ -91,6 +103,8 @@ class Batch:
         self.encoded: bytearray | None = None
         self.sequence = -1
         self.on_wire = False
+        self.attempt = 0  # counts how often it was sent
+        self.leader_epoch = -1  # of the leader that it was sent to last
         self.uncertain = False
         self.refreshed = False  # the metadata has been renewed because of it
         self.done = False
@@ -137,10 +151,13 @@ class PartitionQueue:
     """One partition's batches and its place in the sequence."""
 
     __slots__ = (
+        "acked_ns",
         "attempts",
         "batches",
         "broken",
+        "cause",
         "has_leader",
+        "leader_epoch",
         "limit",
         "open",
         "retry_at_ns",
@@ -164,6 +181,9 @@ class PartitionQueue:
         self.rewind = False
         self.broken: ShmlogError | None = None  # its sequence is refused: waits for the new epoch
         self.has_leader = True
+        self.leader_epoch = -1  # the newest that is known
+        self.acked_ns: int | None = None  # the last ack
+        self.cause: ShmlogError | None = None  # of the last failure, until a success
 
     def queued_bytes(self) -> int:
         """Bytes without a fate."""
@@ -202,6 +222,8 @@ class Accumulator:
         self.failures: list[Batch] = []
         self.finished: list[Batch] = []
         self.bump_pending = False
+        # What is known of a partition's leader, for errors; "" if there is nothing to tell.
+        self.whereabouts: Callable[[TopicPartition, int], str] = lambda tp, now: ""
         self._clock = clock
         self._rng = rng
         self._backoff = Backoff(rng)
@@ -369,6 +391,7 @@ class Accumulator:
             return
         queue.rewind = False
         for batch in list(queue.unresolved)[: queue.slots]:
+            batch.attempt += 1
             batch.on_wire = True
             ready.append(batch)
         # With fewer slots than before the rest goes once these are through.
@@ -398,6 +421,7 @@ class Accumulator:
                 continue
             # A signal handler may raise between any two steps: better twice in the queue, which
             # `start_over` puts right, than not at all.
+            batch.attempt += 1
             batch.on_wire = True
             queue.unresolved.append(batch)
             queue.batches.popleft()
@@ -429,6 +453,8 @@ class Accumulator:
         queue = batch.queue
         batch.base_offset = base_offset
         queue.attempts = 0
+        queue.cause = None
+        queue.acked_ns = self._clock.monotonic_ns()
         queue.slots = min(queue.slots + 1, IN_FLIGHT_MAX)
         queue.unresolved.remove(batch)
         self._finish(batch, None)
@@ -440,17 +466,33 @@ class Accumulator:
         if batch.done:
             return
         queue = batch.queue
+        queue.cause = error
         batch.on_wire = False
         if not answered or (error.code in _UNKNOWN_FATE and not self.at_most_once):
             batch.uncertain = True
         if error.code in _SEQUENCE and self.idempotent:
-            self._out_of_sequence(batch, error)
+            self._out_of_sequence(batch, error, now)
         elif error.code == Code.INVALID_PRODUCER_EPOCH:
             self.give_up(error)
         elif self._may_repeat(batch, error):
             self._back_off(queue, error, now)
         else:
             self._drop(batch, error)
+
+    def moved(self, queue: PartitionQueue, leader_epoch: int, error: ShmlogError, now: int) -> bool:
+        """The partition has a leader of a newer epoch: what is on the wire to an older one goes to
+        the new one, the same sequences, without waiting for the old one. True if there was any.
+        """
+        behind = [b for b in queue.unresolved if b.on_wire and 0 <= b.leader_epoch < leader_epoch]
+        for batch in behind:
+            self.failed(batch, error, False, now)
+        return bool(behind)
+
+    def led_anew(self, queue: PartitionQueue) -> None:
+        """A new leader starts with a clean slate: no backoff that another one has earned."""
+        queue.attempts = 0
+        if queue.cause is None or queue.cause.code != Code.BUSY:
+            queue.retry_at_ns = 0
 
     def start_over(self, error: ShmlogError, now: int) -> None:
         """`take_ready`, or what should have followed it, was broken off anywhere: whatever is on
@@ -501,17 +543,19 @@ class Accumulator:
             wait_ns = 0 if queue.attempts == 1 else wait_ns  # it said where to go
         queue.retry_at_ns = now + wait_ns
 
-    def _out_of_sequence(self, batch: Batch, error: ShmlogError) -> None:
+    def _out_of_sequence(self, batch: Batch, error: ShmlogError, now: int) -> None:
         queue = batch.queue
         if batch is not queue.unresolved[0] or queue.broken:
             queue.rewind = True  # it only came before an older one: in order it will fit
             return
-        if queue.sequence != batch.sequence and batch.sequence > 0:
+        young = queue.acked_ns is not None and now - queue.acked_ns < _EXPIRY_NS
+        if batch.sequence > 0 and young:
             _log.warning(
-                "%s: the broker does not know this producer's earlier records (%s at sequence %d)",
+                "%s: acked records are gone: the leader does not know what this producer wrote "
+                "before sequence %d (%s)",
                 queue.tp,
-                error.name,
                 batch.sequence,
+                error.name,
             )
         queue.broken = error
         self.bump_pending = True
@@ -531,12 +575,31 @@ class Accumulator:
                 batch = queue.unresolved[0]
                 if batch.on_wire:
                     break
-                self._drop(batch, _expired(batch))
+                self._drop(batch, self._expired(batch, now))
             while queue.batches and queue.batches[0].created_ns <= created_before:
                 batch = queue.batches.popleft()
                 if batch is queue.open:
                     queue.open = None
-                self._finish(batch, _expired(batch))
+                self._finish(batch, self._expired(batch, now))
+
+    def _expired(self, batch: Batch, now: int) -> RequestTimedOut:
+        queue = batch.queue
+        if batch.sequence < 0 and not batch.uncertain:
+            fate = "not sent"
+        else:
+            fate = "fate unknown" if batch.uncertain else "not written"
+        reasons = [self.whereabouts(queue.tp, now), "" if queue.cause is None else str(queue.cause)]
+        why = "; ".join(reason for reason in reasons if reason)
+        error = RequestTimedOut(
+            f"{queue.tp}: {batch.count} records not delivered in time: {fate}"
+            + (f" ({why})" if why else ""),
+            code=Code.DELIVERY_TIMEOUT,
+            topic=queue.tp.topic,
+            partition=queue.tp.partition,
+            fate=fate,
+        )
+        error.__cause__ = queue.cause
+        return error
 
     def _fail_unsent(self, queue: PartitionQueue, error: ShmlogError) -> None:
         queue.open = None
@@ -578,20 +641,6 @@ class Accumulator:
         else:
             self.producer_id, self.epoch = -1, 0  # the I/O thread asks for a new id
         return self.producer_id >= 0
-
-
-def _expired(batch: Batch) -> RequestTimedOut:
-    if batch.sequence < 0 and not batch.uncertain:
-        fate = "not sent"
-    else:
-        fate = "fate unknown" if batch.uncertain else "not written"
-    return RequestTimedOut(
-        f"{batch.queue.tp}: {batch.count} records not delivered in time: {fate}",
-        code=Code.DELIVERY_TIMEOUT,
-        topic=batch.queue.tp.topic,
-        partition=batch.queue.tp.partition,
-        fate=fate,
-    )
 
 
 def _unknown_fate(batch: Batch, cause: ShmlogError) -> ShmlogError:

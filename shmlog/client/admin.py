@@ -9,7 +9,6 @@ from typing import Any
 from shmlog.client.arguments import Duration, duration_ns
 from shmlog.client.bootstrap import Where
 from shmlog.client.engine import API_TIMEOUT_NS, Engine
-from shmlog.client.session import entry_error
 from shmlog.errors import Code, InvalidRequest, UnknownTopic
 from shmlog.ids import TopicPartition
 from shmlog.protocol.messages import (
@@ -41,8 +40,12 @@ from shmlog.protocol.messages import (
 class Admin:
     """Questions and changes about the cluster. Calls of several threads are served one by one.
 
-    Every call asks any broker, repeats what is retriable with backoff, and raises the broker's
-    error, or RequestTimedOut after `timeout` (default 60 s).
+    A call asks any broker, which brings changes to the controller by itself; questions that only a
+    partition's leader can answer go there, also when it changes. What is retriable is repeated with
+    backoff; a broker that died or hangs does not hold a call up. A call raises the broker's error,
+    or after `timeout` (default 60 s) the last reason why it could not be done, or RequestTimedOut.
+    A change that was repeated after the loss of a broker may have been made by the first attempt:
+    then `create_topic` says TopicExists, and `delete_topic` UnknownTopic.
     """
 
     def __init__(self, where: Where = None, *, timeout: Duration = API_TIMEOUT_NS / 1e9) -> None:
@@ -124,16 +127,18 @@ class Admin:
     ) -> dict[TopicPartition, int]:
         """Drop the records below (topic, partition, offset), -1 = all committed ones.
 
-        Returns the new log starts. Raises the error of the first partition that failed.
+        Each partition's leader is asked. Returns the new log starts. Raises the first error that
+        cannot be repeated; other partitions may have been done.
         """
-        asked = [TrimPartition(topic=t, partition=p, offset=o) for t, p, o in partitions]
-        message = DeleteRecords(op="delete_records", id=0, partitions=asked)
-        starts: dict[TopicPartition, int] = {}
-        for entry in self._ask(message).partitions:
-            if entry["error"]:
-                raise entry_error(entry)
-            starts[TopicPartition(entry["topic"], entry["partition"])] = entry["log_start"]
-        return starts
+        wanted = [(TopicPartition(t, p), offset) for t, p, offset in partitions]
+        self._engine.refresh(sorted({tp.topic for tp, _ in wanted}), self._timeout_ns)
+
+        def message(asked: Sequence[tuple[TopicPartition, int]]) -> Request:
+            trims = [TrimPartition(topic=tp[0], partition=tp[1], offset=o) for tp, o in asked]
+            return DeleteRecords(op="delete_records", id=0, partitions=trims)
+
+        found = self._engine.ask_leaders(wanted, message, self._timeout_ns)
+        return {tp: entry["log_start"] for (tp, _), (entry, _) in found.items()}
 
     def list_offsets(
         self, questions: Iterable[tuple[str, int, int]]
@@ -144,7 +149,7 @@ class Admin:
         wanted = [(TopicPartition(t, p), time) for t, p, time in questions]
         self._engine.refresh(sorted({tp.topic for tp, _ in wanted}), self._timeout_ns)
         found = self._engine.list_offsets(wanted, self._timeout_ns)
-        return {(tp.topic, tp.partition, time): found[tp, time] for tp, time in wanted}
+        return {(tp.topic, tp.partition, time): found[tp, time].offset for tp, time in wanted}
 
     def describe_cluster(self) -> DescribeClusterAnswer:
         """Brokers, controller, and how many partitions lack something."""

@@ -1,32 +1,87 @@
-"""From what the user says (`where`) to the endpoints of living brokers."""
+"""From what the user says (`where`) to the endpoints of living brokers, and to who died."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from shmlog import process
 from shmlog.clock import NS_PER_S, SYSTEM_CLOCK, sleep
-from shmlog.directory import Where, find_cluster, nobody_lives, read_brokers, read_supervisor
+from shmlog.directory import (
+    Where,
+    find_cluster,
+    nobody_lives,
+    read_brokers,
+    read_supervisor,
+    watch_broker,
+)
 
 RESTART_WAIT_NS = 5 * NS_PER_S  # the supervisor's longest pause is one second
 
-__all__ = ["Where", "discoverer"]
+__all__ = ["Surroundings", "Watch", "Where", "look_around"]
 
 
-def discoverer(where: Where) -> Callable[[], list[str]]:
-    """A function that gives the endpoints to begin with.
+class Watch(NamedTuple):
+    """One incarnation of a broker, and a pidfd that is readable once its process has ended."""
 
-    It reads the registry anew at every call, so a restarted broker is found at once; it raises
-    ClusterNotFound when nobody lives. Raises here: ClusterNotFound, InvalidConfig.
+    broker: int
+    incarnation: int
+    pid: int
+    pidfd: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Is the process dead?"""
+        return process.has_ended(self.pidfd)
+
+    def __str__(self) -> str:
+        return f"broker {self.broker} (pid {self.pid})"
+
+
+class Surroundings:
+    """What can be seen of a cluster without asking a broker: its registry, or one endpoint only."""
+
+    def __init__(self, directory: Path | None, endpoint: str | None) -> None:
+        self._directory = directory
+        self._endpoint = endpoint
+
+    def endpoints(self) -> list[str]:
+        """The endpoints to begin with; read anew, so a restarted broker is found at once.
+
+        Raises: ClusterNotFound: nobody lives.
+        """
+        if self._directory is None:
+            assert self._endpoint is not None
+            return [self._endpoint]
+        brokers = read_brokers(self._directory)
+        if not brokers:
+            raise nobody_lives(self._directory)
+        return [entry.endpoints["client"] for _, entry in sorted(brokers.items())]
+
+    def watch(self, endpoint: str) -> Watch | None:
+        """Watch the process that serves an endpoint; None: it is in no registry that can be seen."""
+        if self._directory is None:
+            return None
+        for broker, entry in read_brokers(self._directory).items():
+            if entry.endpoints.get("client") == endpoint:
+                found = watch_broker(self._directory, broker)
+                if found is not None:
+                    entry, pidfd = found
+                    return Watch(broker, entry.incarnation, entry.pid, pidfd)
+        return None
+
+
+def look_around(where: Where) -> Surroundings:
+    """Find the cluster; waits a moment for brokers on their way back.
+
+    Raises: ClusterNotFound, also when nobody lives there; InvalidConfig.
     """
     location = find_cluster(where)
-    if location.endpoint is not None:
-        endpoint = location.endpoint
-        return lambda: [endpoint]
-    assert location.directory is not None
-    directory = location.directory
-    _wait_for_restart(directory)
-    return lambda: _endpoints(directory)
+    if location.directory is not None:
+        _wait_for_restart(location.directory)
+    surroundings = Surroundings(location.directory, location.endpoint)
+    surroundings.endpoints()
+    return surroundings
 
 
 def _wait_for_restart(directory: Path) -> None:
@@ -36,10 +91,3 @@ def _wait_for_restart(directory: Path) -> None:
         if SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
             return
         sleep(0.01)
-
-
-def _endpoints(directory: Path) -> list[str]:
-    brokers = read_brokers(directory)
-    if not brokers:
-        raise nobody_lives(directory)
-    return [entry.endpoints["client"] for _, entry in sorted(brokers.items())]

@@ -48,10 +48,15 @@ class Consumer:
         start: a position (see shmlog.client.positions), or a range "A:B" that sets `stop` too.
         stop: where to end; "latest" is the end as of now. None: never.
         out_of_range: "error", or "reset" = go to the earliest offset and tell `on_error`.
+        on_truncation: when records that were read are not in the log any more (a power cut, a
+            replica that came back without them): "raise" LogTruncated, with the range, once; or
+            "continue" = tell `on_error` only. Either way reading goes on where the log was cut.
         key, value: serdes; without one, keys and values are bytes.
         check_crcs: "auto" = the body CRC too, but in ring reads only where the processor needs it;
             "always"; "never" = not the body CRC.
         ring: read from shared memory where possible.
+        on_error: is told what does not end the reading.
+    A change of leaders is no event: the reader goes on at the new one, with no gap and no repeat.
     When the constructor returns, every position is fixed: nothing written from then on is missed.
     """
 
@@ -63,6 +68,7 @@ class Consumer:
         start: Positionable = "earliest",
         stop: Positionable | None = None,
         out_of_range: str = "error",
+        on_truncation: str = "raise",
         key: Serde | None = None,
         value: Serde | None = None,
         fetch_max_bytes: int | str = "8MiB",
@@ -76,11 +82,14 @@ class Consumer:
     ) -> None:
         if out_of_range not in ("error", "reset"):
             raise InvalidConfig(f'out_of_range = {out_of_range!r}: must be "error" or "reset"')
+        if on_truncation not in ("raise", "continue"):
+            raise InvalidConfig(f'on_truncation = {on_truncation!r}: must be "raise" or "continue"')
         if check_crcs not in ("auto", "always", "never"):
             raise InvalidConfig(f'check_crcs = {check_crcs!r}: must be "auto", "always" or "never"')
         first, last = positions.parse_range(start)
         self._serdes = (key, value)
         self._reset = out_of_range == "reset"
+        self._raise_truncation = on_truncation == "raise"
         self._on_error = on_error
         self._check_crcs = {"auto": None, "always": True, "never": False}[check_crcs]
         self._ring = ring
@@ -98,7 +107,7 @@ class Consumer:
             ),
             check_body=self._check_crcs is not False,
         )
-        session.on_metadata = self._on_metadata
+        session.refresher.on_metadata = self._on_metadata
         self._batch: Batch | None = None  # partly handed out, record by record
         self._taken = 0
         try:
@@ -208,7 +217,7 @@ class Consumer:
         """How many committed records each partition has behind the position, as of now."""
         with self._engine.lock:
             found = self._engine.list_offsets([(tp, _LATEST) for tp in self._readers])
-        return {tp: max(end - self.position(tp), 0) for (tp, _), end in found.items()}
+        return {tp: max(end.offset - self.position(tp), 0) for (tp, _), end in found.items()}
 
     def close(self) -> None:
         """Close the connections and let the rings go. Idempotent, from any thread."""
@@ -297,17 +306,22 @@ class Consumer:
             if not _needs_ends(position):
                 return position.value
             time = position.timestamp_ns(now_ns)
-            by_time = -1 if time is None else found[tp, time]
-            return position.resolve(found[tp, _EARLIEST], found[tp, _LATEST], by_time)
+            by_time = -1 if time is None else found[tp, time].offset
+            return position.resolve(found[tp, _EARLIEST].offset, found[tp, _LATEST].offset, by_time)
 
         for tp in tps:
             reader = self._readers[tp]
-            self._move(reader, offset(tp, start))
+            place = offset(tp, start)
+            # What came with the answer that gave this place: the epoch of the record before it.
+            known = [f for (t, _), f in found.items() if t == tp and f.offset == place]
+            self._move(reader, place, *(known[0][1:] if known else ()))
             if stop is not None:
                 reader.stop = offset(tp, stop)
 
-    def _move(self, reader: PartitionReader, offset: int) -> None:
-        reader.seek(offset)
+    def _move(
+        self, reader: PartitionReader, offset: int, last_epoch: int = -1, checked_epoch: int = -1
+    ) -> None:
+        reader.seek(offset, last_epoch, checked_epoch)
         if self._batch is not None and (self._batch.topic, self._batch.partition) == reader.tp:
             self._batch = None
 
@@ -319,6 +333,8 @@ class Consumer:
         engine.check()
         deadline_ns = None if timeout_ns is None else engine.now() + timeout_ns
         while True:
+            if self._fetches.truncated:
+                self._report_truncation()
             reader = self._find(copy)
             if reader is not None:
                 return self._hand_out(reader)
@@ -357,12 +373,17 @@ class Consumer:
         if tail is None:
             tail = reader.tail = self._attach(reader)
         pieces = None if tail is None else tail.poll(reader.fetch_offset, copy=copy)
-        if pieces is None or (not pieces and tail is not None and tail.sealed):
+        if pieces is None:
+            self._leave_ring(reader)
+            return False
+        if not pieces and tail is not None and (tail.sealed or tail.is_stale(self._engine.now())):
+            # Its writer leads no more, or does not live: look for the leader anew.
+            reader.let_ring_go()
+            self._fetches.news_wanted = True
             self._leave_ring(reader)
             return False
         reader.caught_up = not pieces
         for piece in pieces:
-            reader.leader_epoch = piece.header.leader_epoch
             reader.take_in(piece)
         if pieces:
             reader.in_flight = 0  # what a fetch still brings is known already
@@ -380,24 +401,34 @@ class Consumer:
             bytes.fromhex(reader.topic_id),
             reader.tp.partition,
         )
-        return ring_tail.attach(identity, check_crcs=self._check_crcs)
+        if reader.leader_epoch >= 0 and reader.checked_epoch < leader.epoch:
+            return None  # a new leader: may its log lack what was read? A fetch asks that first
+        tail = ring_tail.attach(identity, check_crcs=self._check_crcs)
+        if tail is None:
+            return None
+        newer = reader.leader_epoch >= 0 and reader.checked_epoch < tail.leader_epoch
+        if newer or tail.is_stale(self._engine.now()):
+            tail.close()
+            return None
+        return tail
 
     def _leave_ring(self, reader: PartitionReader) -> None:
         """The place is not in the ring: by fetch, until an answer makes it worth another look."""
         reader.ring_try = False
         reader.caught_up = False
         if reader.tail is not None and reader.tail.sealed:
-            reader.tail.close()
-            reader.tail = None
-            self._fetches.refresh_wanted = True
+            reader.let_ring_go()
+            self._fetches.news_wanted = True
 
     def _ask(self, now: int) -> None:
         session = self._engine.session
-        for endpoint, message, on_done in self._fetches.requests(now):
-            session.submit(endpoint, message, (), on_done, now)
-        if self._fetches.refresh_wanted:
-            self._fetches.refresh_wanted = False
-            session.refresh(now)
+        fetches = self._fetches
+        for endpoint, message, on_done in fetches.requests(now):
+            patience_ns = message.max_wait_ms * NS_PER_MS
+            session.submit(endpoint, message, (), on_done, now, patience_ns=patience_ns)
+        if fetches.refresh_wanted or fetches.news_wanted:
+            session.refresh(now, news=not fetches.refresh_wanted)
+            fetches.refresh_wanted = fetches.news_wanted = False
 
     def _hand_out(self, reader: PartitionReader) -> Batch:
         piece = reader.next_piece()
@@ -416,6 +447,13 @@ class Consumer:
             self._fetches.served(reader)
         return batch
 
+    def _report_truncation(self) -> None:
+        error = self._fetches.truncated.pop(0)
+        if self._raise_truncation:
+            raise error
+        if self._on_error is not None:
+            self._on_error(error)
+
     def _raise_errors(self) -> None:
         for reader in self._readers.values():
             error = reader.error
@@ -432,7 +470,7 @@ class Consumer:
     def _go_to_start(self, reader: PartitionReader, error: ShmlogError) -> None:
         before = reader.position
         found = self._engine.list_offsets([(reader.tp, _EARLIEST)], API_TIMEOUT_NS)
-        reader.seek(found[reader.tp, _EARLIEST])
+        reader.seek(*found[reader.tp, _EARLIEST])
         if self._on_error is not None:
             self._on_error(
                 OffsetOutOfRange(
@@ -446,6 +484,7 @@ class Consumer:
 
     def _on_metadata(self, now: int) -> None:
         metadata = self._engine.session.metadata
+        self._fetches.leaders_changed()
         for reader in self._readers.values():
             reader.ring_try = True
             info = metadata.topics.get(reader.tp.topic)
@@ -453,7 +492,7 @@ class Consumer:
                 # Deleted, perhaps made again: another log, whose offsets mean something else.
                 reader.error = UnknownTopic(f"topic {reader.tp.topic!r} was deleted")
             elif metadata.leader(reader.tp) is None:
-                self._fetches.refresh_wanted = True
+                self._fetches.news_wanted = True
 
 
 def _needs_ends(position: Position) -> bool:

@@ -12,14 +12,15 @@ import functools
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmlog.client import forks
 from shmlog.client.arguments import no_topic
-from shmlog.client.bootstrap import Where, discoverer
+from shmlog.client.bootstrap import Where, look_around
+from shmlog.client.metadata import Leader
 from shmlog.client.session import Outcome, Session, entry_error
 from shmlog.client.transport import Transport
-from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
+from shmlog.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import (
     ClientClosed,
     Code,
@@ -35,6 +36,16 @@ from shmlog.protocol.messages import ListOffsets, Metadata, MetadataAnswer, Offs
 API_TIMEOUT_NS = 60 * NS_PER_S
 
 
+class Place(NamedTuple):
+    """An offset, the leader epoch of the record before it (-1: none), and under which leader epoch
+    this was known.
+    """
+
+    offset: int
+    last_epoch: int
+    leader_epoch: int
+
+
 class Engine:
     """A session, its sockets, and the waiting."""
 
@@ -45,13 +56,12 @@ class Engine:
         rng: random.Random | None = None,
         request_timeout_ns: int = 30 * NS_PER_S,
     ) -> None:
-        discover = discoverer(where)
-        discover()  # nobody there: say so at once
+        surroundings = look_around(where)  # nobody there: it says so at once
         self.lock = threading.RLock()
         self.session = Session(
-            discover, rng or random.Random(), request_timeout_ns=request_timeout_ns
+            surroundings.endpoints, rng or random.Random(), request_timeout_ns=request_timeout_ns
         )
-        self._transport: Transport | None = Transport()
+        self._transport: Transport | None = Transport(surroundings.watch)
         self._closing: str | None = None
         forks.guard(self)
 
@@ -84,9 +94,9 @@ class Engine:
             self.check()
         if events:
             now = self.now()
-            for endpoint, answer in events:
+            for endpoint, answer, died in events:
                 if answer is None:
-                    session.lost(endpoint, now)
+                    session.lost(endpoint, now, died)
                 else:
                     session.received(endpoint, answer, now)
 
@@ -121,7 +131,7 @@ class Engine:
         """Metadata of some or (None) all topics, kept in the cache."""
         wanted = None if topics is None else list(topics)
         answer: MetadataAnswer = self.ask(Metadata(op="metadata", id=0, topics=wanted), timeout_ns)
-        self.session.metadata.apply(answer)
+        self.session.take_metadata(answer, self.now())
         return answer
 
     def unknown_topic(self, topic: str, timeout_ns: int = API_TIMEOUT_NS) -> UnknownTopic:
@@ -132,14 +142,40 @@ class Engine:
         self,
         questions: Iterable[tuple[TopicPartition, int]],
         timeout_ns: int = API_TIMEOUT_NS,
-    ) -> dict[tuple[TopicPartition, int], int]:
-        """The offsets that (partition, timestamp or -1 latest, -2 earliest) ask for; -1: no such
-        record.
+    ) -> dict[tuple[TopicPartition, int], Place]:
+        """The places that (partition, timestamp or -1 latest, -2 earliest) ask for; offset -1: no
+        such record.
 
         Each is asked at the partition's leader, again after a change of leaders.
         Raises: UnknownTopic, RequestTimedOut, or what the last answer said.
         """
-        gathering = _OffsetGathering(self, list(dict.fromkeys(questions)), timeout_ns)
+
+        def message(asked: Sequence[tuple[TopicPartition, int]]) -> Request:
+            return ListOffsets(
+                op="list_offsets",
+                id=0,
+                partitions=[
+                    OffsetQuestion(topic=tp.topic, partition=tp.partition, timestamp=Big(t))
+                    for tp, t in asked
+                ],
+            )
+
+        found = self.ask_leaders(questions, message, timeout_ns)
+        return {
+            question: Place(entry["offset"], entry["last_epoch"], leader.epoch)
+            for question, (entry, leader) in found.items()
+        }
+
+    def ask_leaders(
+        self,
+        items: Iterable[tuple[TopicPartition, int]],
+        message: Callable[[Sequence[tuple[TopicPartition, int]]], Request],
+        timeout_ns: int,
+    ) -> dict[tuple[TopicPartition, int], tuple[dict[str, Any], Leader]]:
+        """Ask each partition's leader, with one message (of `message(items)`) a leader; each item's
+        entry of the answer, and who gave it. Repeated until each item has one.
+        """
+        gathering = _Gathering(self, list(dict.fromkeys(items)), message, timeout_ns)
         with self.lock:
             return gathering.run()
 
@@ -174,25 +210,30 @@ class Engine:
             transport.close()
 
 
-class _OffsetGathering:
-    """One list_offsets over many leaders, until every question has its answer."""
+class _Gathering:
+    """One question to many leaders, until every item has its answer."""
 
     def __init__(
-        self, engine: Engine, questions: list[tuple[TopicPartition, int]], timeout_ns: int
+        self,
+        engine: Engine,
+        items: list[tuple[TopicPartition, int]],
+        message: Callable[[Sequence[tuple[TopicPartition, int]]], Request],
+        timeout_ns: int,
     ) -> None:
         self._engine = engine
-        self._open = questions
-        self._answers: dict[tuple[TopicPartition, int], int] = {}
+        self._open = items
+        self._message = message
+        self._answers: dict[tuple[TopicPartition, int], tuple[dict[str, Any], Leader]] = {}
         self._deadline_ns = engine.now() + timeout_ns
         self._error: ShmlogError | None = None
         self._waiting = 0
 
-    def run(self) -> dict[tuple[TopicPartition, int], int]:
+    def run(self) -> dict[tuple[TopicPartition, int], tuple[dict[str, Any], Leader]]:
         attempts = 0
         while True:
             self._ask_leaders()
             done = self._engine.wait(lambda: self._waiting == 0, self._deadline_ns)
-            self._open = [q for q in self._open if q not in self._answers]
+            self._open = [item for item in self._open if item not in self._answers]
             if not self._open:
                 return self._answers
             attempts += 1
@@ -200,57 +241,65 @@ class _OffsetGathering:
 
     def _ask_leaders(self) -> None:
         session, now = self._engine.session, self._engine.now()
-        by_endpoint: dict[str, list[tuple[TopicPartition, int]]] = {}
-        for question in self._open:
-            leader = session.metadata.leader(question[0])
+        by_leader: dict[str, list[tuple[tuple[TopicPartition, int], Leader]]] = {}
+        self._error = None
+        for item in self._open:
+            leader = session.metadata.leader(item[0])
             if leader is None:
-                self._error = LeaderUnavailable(f"{question[0]} has no leader known")
+                self._error = LeaderUnavailable(session.metadata.whereabouts(item[0], now))
             else:
-                by_endpoint.setdefault(leader.endpoint, []).append(question)
-        self._waiting = len(by_endpoint)
+                by_leader.setdefault(leader.endpoint, []).append((item, leader))
+        self._waiting = len(by_leader)
         left = max(self._deadline_ns - now, 1)
-        for endpoint, questions in by_endpoint.items():
-            message = ListOffsets(
-                op="list_offsets",
-                id=0,
-                partitions=[
-                    OffsetQuestion(topic=tp.topic, partition=tp.partition, timestamp=Big(t))
-                    for tp, t in questions
-                ],
-            )
+        for endpoint, asked in by_leader.items():
             session.submit(
                 endpoint,
-                message,
+                self._message([item for item, _ in asked]),
                 (),
-                functools.partial(self._done, questions),
+                functools.partial(self._done, asked),
                 now,
                 timeout_ns=min(left, session.request_timeout_ns),
             )
 
-    def _done(self, asked: list[tuple[TopicPartition, int]], outcome: Outcome, _: int) -> None:
+    def _done(
+        self,
+        asked: list[tuple[tuple[TopicPartition, int], Leader]],
+        outcome: Outcome,
+        _: int,
+    ) -> None:
         self._waiting -= 1
         if outcome.error is not None:
             self._error = outcome.error
             return
-        for question, entry in zip(asked, outcome.answer.partitions, strict=False):
+        for (item, leader), entry in zip(asked, outcome.answer.partitions, strict=False):
             if entry["error"]:
                 self._error = entry_error(entry)
             else:
-                self._answers[question] = entry["offset"]
+                self._answers[item] = entry, leader
 
     def _pause_or_raise(self, attempts: int, done: bool) -> None:
         engine, error = self._engine, self._error
         unknown = isinstance(error, UnknownTopic)
-        fatal = error is not None and not error.retriable and not (unknown and attempts == 1)
+        if error is not None and not error.retriable and not (unknown and attempts == 1):
+            raise error
         now = engine.now()
         if not done or now >= self._deadline_ns:
-            raise error or RequestTimedOut("list_offsets: no answer in time")
-        if fatal:
-            assert error is not None
-            raise error
-        pause_ns = now + engine.session.backoff.ns(attempts)
-        engine.wait(lambda: False, min(pause_ns, self._deadline_ns))
+            raise self._too_late(now)
+        pause_ns = engine.session.backoff.ns(attempts)
+        if error is not None:
+            pause_ns = max(pause_ns, int(error.facts.get("retry_after_ms") or 0) * NS_PER_MS)
+        engine.wait(lambda: False, min(now + pause_ns, self._deadline_ns))
         if error is not None and error.code in (Code.BUSY, Code.REQUEST_TIMED_OUT):
             return
         left = max(self._deadline_ns - engine.now(), 1)
         engine.refresh(sorted({tp.topic for tp, _ in self._open}), left)
+
+    def _too_late(self, now: int) -> ShmlogError:
+        """The last error, or that there was none; with where the partition's leader is."""
+        tp = self._open[0][0]
+        known = self._engine.session.metadata.whereabouts(tp, now)
+        if self._error is None:
+            return RequestTimedOut(f"{tp}: no answer in time" + (f"; {known}" if known else ""))
+        if known and known not in str(self._error):
+            self._error.args = (f"{self._error}; {known}",)
+        return self._error

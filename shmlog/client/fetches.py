@@ -5,6 +5,11 @@ what is buffered. A fetch asks from `fetch_offset`; its answer counts only if th
 seek, or the ring, may have moved it meanwhile). So each offset is taken in once, by whichever road
 it came.
 
+A place is told to the broker with the leader epoch of the record before it. A leader whose log does
+not hold that record says so (*divergence*): the reader goes back to where the logs part, and if the
+user has got records behind that place, that is reported. What waits at a leader when a newer one is
+known is asked again there at once; the old request's outcome no longer counts.
+
     needs data --request--> in flight --answer--> buffered --next_piece--> user
         ^                       |
         +---- backoff <- error -+---> error for the user: raised when the buffer is empty
@@ -20,7 +25,14 @@ from shmlog.client.metadata import MetadataCache
 from shmlog.client.ring_tail import Piece, RingTail
 from shmlog.client.session import Backoff, Outcome, entry_error
 from shmlog.clock import NS_PER_MS
-from shmlog.errors import Code, CorruptLog, CorruptMessage, InvalidRecord, ShmlogError
+from shmlog.errors import (
+    Code,
+    CorruptLog,
+    CorruptMessage,
+    InvalidRecord,
+    LogTruncated,
+    ShmlogError,
+)
 from shmlog.ids import TopicPartition
 from shmlog.protocol.messages import FetchFast, FetchPartition
 from shmlog.records.header import check_body_crc, check_header_crc, iterate
@@ -36,9 +48,12 @@ class PartitionReader:
     """The reading of one partition."""
 
     __slots__ = (
+        "asked_epoch",
         "attempts",
+        "awaited",
         "buffered_bytes",
         "caught_up",
+        "checked_epoch",
         "damage",
         "error",
         "fetch_offset",
@@ -68,7 +83,10 @@ class PartitionReader:
         self.in_flight = 0  # number of the request that asks for data, 0 = none
         self.high_watermark = -1
         self.log_start = -1
-        self.leader_epoch = -1  # of the last batch taken in
+        self.awaited = 0  # number of the wake-up call, 0 = none
+        self.asked_epoch = -1  # of the leader that was asked last
+        self.leader_epoch = -1  # of the last record before `fetch_offset`, -1 = not known
+        self.checked_epoch = -1  # a leader of this epoch has that record
         self.error: ShmlogError | None = None
         self.attempts = 0
         self.damage = 0
@@ -88,23 +106,50 @@ class PartitionReader:
         """Is there more to be read into the buffer?"""
         return self.fetch_offset < self.stop and self.error is None
 
-    def seek(self, offset: int, stop: int | None = None) -> None:
-        """Go to `offset`; what is buffered or on its way no longer counts."""
+    def seek(self, offset: int, last_epoch: int = -1, checked_epoch: int = -1) -> None:
+        """Go to `offset`; what is buffered or on its way no longer counts.
+
+        `last_epoch`: the leader epoch of the record before it, if it is known; `checked_epoch`: of
+        the leader that says so.
+        """
         self.position = self.fetch_offset = offset
-        self.stop = self.stop if stop is None else stop
         self.pieces.clear()
         self.buffered_bytes = 0
         self.in_flight = 0
-        self.leader_epoch = -1
+        self.leader_epoch, self.checked_epoch = last_epoch, checked_epoch
         self.error = None
         self.caught_up = False
         self.ring_try = True
+
+    def go_back(self, end: int, epoch: int) -> None:
+        """The log differs from `end` on, where `epoch` ends: drop what was read behind it."""
+        while self.pieces and self.pieces[-1].header.end_offset > end:
+            self.buffered_bytes -= self.pieces.pop().header.batch_size
+        self.in_flight = 0
+        self.caught_up = False
+        if self.pieces:
+            last = self.pieces[-1].header
+            self.fetch_offset, self.leader_epoch = last.end_offset, last.leader_epoch
+        elif self.position > end:
+            self.position = self.fetch_offset = end
+            self.leader_epoch = epoch
+        else:
+            self.fetch_offset = self.position
+            self.leader_epoch = epoch if self.position == end else -1
+
+    def let_ring_go(self) -> None:
+        """Another leader, or none: its ring says nothing any more."""
+        self.caught_up = False
+        if self.tail is not None:
+            self.tail.close()
+            self.tail = None
 
     def take_in(self, piece: Piece) -> None:
         """Buffer the next batch."""
         self.pieces.append(piece)
         self.buffered_bytes += piece.header.batch_size
         self.fetch_offset = piece.header.end_offset
+        self.leader_epoch = piece.header.leader_epoch
 
     def next_piece(self) -> Piece:
         """The oldest buffered batch, for the user."""
@@ -128,6 +173,8 @@ class Fetches:
     ) -> None:
         self.readers: dict[TopicPartition, PartitionReader] = {}
         self.refresh_wanted = False
+        self.news_wanted = False  # a refresh helps only if it brings a newer image
+        self.truncated: list[LogTruncated] = []  # to be reported
         self._metadata = metadata
         self._backoff = backoff
         self._max_bytes = max_bytes
@@ -135,7 +182,6 @@ class Fetches:
         self._partition_max_bytes = partition_max_bytes
         self._check_body = check_body
         self._numbers = 0
-        self._wakeups: dict[str, set[TopicPartition]] = {}
         self._order: deque[PartitionReader] = deque()
 
     def add(self, reader: PartitionReader) -> None:
@@ -164,15 +210,15 @@ class Fetches:
         for reader in self._order:
             if not reader.wants or reader.retry_at_ns > now:
                 continue
-            asked = reader.caught_up or reader.in_flight
-            if asked and (reader.in_flight or self._is_awaited(reader.tp)):
+            if reader.in_flight or (reader.caught_up and reader.awaited):
                 continue
             if reader.buffered_bytes * len(self._order) > BUFFERED_MAX:
                 continue
             leader = self._metadata.leader(reader.tp)
             if leader is None:
-                self.refresh_wanted = True
+                self.news_wanted = True
                 continue
+            reader.asked_epoch = leader.epoch
             group = waiting if reader.caught_up else data
             group.setdefault(leader.endpoint, []).append(reader)
         requests = [self._data_request(endpoint, r) for endpoint, r in data.items()]
@@ -185,8 +231,18 @@ class Fetches:
             (r.retry_at_ns for r in self._order if r.wants and r.retry_at_ns > now), default=None
         )
 
-    def _is_awaited(self, tp: TopicPartition) -> bool:
-        return any(tp in tps for tps in self._wakeups.values())
+    def leaders_changed(self) -> None:
+        """There is new metadata: what waits at an older leader is asked at the new one."""
+        for reader in self._order:
+            leader = self._metadata.leader(reader.tp)
+            if leader is None:
+                continue
+            if reader.tail is not None and reader.tail.leader_epoch < leader.epoch:
+                reader.let_ring_go()
+            if 0 <= reader.asked_epoch < leader.epoch:
+                reader.in_flight = reader.awaited = 0
+                reader.caught_up = False
+                reader.attempts = reader.retry_at_ns = 0
 
     def _data_request(
         self, endpoint: str, readers: list[PartitionReader]
@@ -203,10 +259,14 @@ class Fetches:
     def _wakeup(
         self, endpoint: str, readers: list[PartitionReader]
     ) -> tuple[str, FetchFast, Callable[[Outcome, int], None]]:
-        tps = {reader.tp for reader in readers}
-        self._wakeups.setdefault(endpoint, set()).update(tps)
+        self._numbers += 1
+        number = self._numbers
+        asked = {}
+        for reader in readers:
+            reader.awaited = number
+            asked[reader.tp] = reader.fetch_offset
         message = self._message(readers, 0, 0)
-        return endpoint, message, lambda outcome, now: self._woken(endpoint, tps, outcome, now)
+        return endpoint, message, lambda outcome, now: self._woken(number, asked, outcome, now)
 
     def _message(
         self, readers: list[PartitionReader], partition_bytes: int, max_bytes: int
@@ -224,27 +284,35 @@ class Fetches:
                     offset=reader.fetch_offset,
                     max_bytes=partition_bytes,
                     topic_id=reader.topic_id,
+                    leader_epoch=reader.asked_epoch,
+                    last_epoch=reader.leader_epoch,
                 )
                 for reader in readers
             ],
         )
 
-    def _woken(self, endpoint: str, tps: set[TopicPartition], outcome: Outcome, now: int) -> None:
-        awaited = self._wakeups.get(endpoint)
-        if awaited is not None:
-            awaited -= tps
+    def _woken(
+        self, number: int, asked: dict[TopicPartition, int], outcome: Outcome, now: int
+    ) -> None:
+        current = {}
+        for tp in asked:
+            reader = self.readers[tp]
+            if reader.awaited == number:
+                reader.awaited = 0
+                current[tp] = reader
         if outcome.error is not None:
-            for tp in tps:
-                self._failed(self.readers[tp], outcome.error, now)
+            for reader in current.values():
+                self._failed(reader, outcome.error, now)
             return
         for entry in outcome.answer.partitions:
-            reader = self.readers.get(TopicPartition(entry["topic"], entry["partition"]))
-            if reader is None:
+            tp = TopicPartition(entry["topic"], entry["partition"])
+            woken = current.get(tp)
+            if woken is None:
                 continue
             if entry["error"]:
-                self._failed(reader, entry_error(entry), now)
+                self._failed(woken, entry_error(entry), now)
             else:
-                self._news(reader, entry)
+                self._news(woken, entry, here=woken.fetch_offset == asked[tp])
 
     def _answered(
         self, number: int, asked: dict[TopicPartition, int], outcome: Outcome, now: int
@@ -278,11 +346,12 @@ class Fetches:
             if entry["error"]:
                 self._failed(reader, entry_error(entry), now)
                 continue
-            self._news(reader, entry)
+            self._news(reader, entry, here=True)
             if frame:
                 self._take_frame(reader, frame, now)
 
-    def _news(self, reader: PartitionReader, entry: dict[str, Any]) -> None:
+    def _news(self, reader: PartitionReader, entry: dict[str, Any], *, here: bool) -> None:
+        """A leader's answer; `here`: for the place where the reader is."""
         reader.high_watermark = entry["high_watermark"]
         reader.log_start = entry["log_start"]
         reader.attempts = 0
@@ -290,6 +359,34 @@ class Fetches:
         leader = self._metadata.leader(reader.tp)
         if leader is not None and entry["leader_epoch"] > leader.epoch:
             self.refresh_wanted = True
+        if not here:
+            return
+        if "diverging_end" in entry:
+            self._diverged(reader, entry["diverging_epoch"], entry["diverging_end"])
+        if entry["leader_epoch"] > reader.checked_epoch:
+            reader.checked_epoch = entry["leader_epoch"]
+            reader.ring_try = True
+
+    def _diverged(self, reader: PartitionReader, epoch: int, end: int) -> None:
+        """The log does not hold the last record that was read."""
+        if end >= reader.fetch_offset:
+            reader.leader_epoch = epoch  # nothing to go back over
+            return
+        before, last_epoch = reader.position, reader.leader_epoch
+        reader.go_back(end, epoch)
+        if reader.position < before:
+            self.truncated.append(
+                LogTruncated(
+                    f"{reader.tp}: the log was cut at offset {end}: the records {end} to "
+                    f"{before - 1} that were read are not in it any more "
+                    f"(leader epoch {last_epoch} was read, epoch {epoch} ends there)",
+                    topic=reader.tp.topic,
+                    partition=reader.tp.partition,
+                    offset=end,
+                    end_offset=before,
+                    epoch=epoch,
+                )
+            )
 
     def _take_frame(self, reader: PartitionReader, frame: bytes, now: int) -> None:
         try:
@@ -326,7 +423,6 @@ class Fetches:
                 )
             if self._check_body:
                 check_body_crc(piece, header)
-            reader.leader_epoch = header.leader_epoch
             reader.take_in(Piece(piece, header))
         if end != len(frame):
             raise CorruptMessage(f"{len(frame) - end} bytes behind the last whole batch")
@@ -335,10 +431,7 @@ class Fetches:
         reader.ring_try = True
         if error.code in _REFRESH:
             self.refresh_wanted = True
-            reader.caught_up = False
-            if reader.tail is not None:
-                reader.tail.close()
-                reader.tail = None
+            reader.let_ring_go()
         facts = error.facts
         if facts.get("endpoint") and facts.get("leader", -1) >= 0:
             epoch = facts.get("leader_epoch", -1)

@@ -27,10 +27,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
 
 from shmlog.client.accumulator import Accumulator, Batch, PartitionQueue
 from shmlog.client.arguments import no_topic
+from shmlog.client.bootstrap import Surroundings
 from shmlog.client.session import Outcome, Session, entry_error
 from shmlog.client.transport import Transport
 from shmlog.clock import NS_PER_S, Clock
@@ -39,6 +39,7 @@ from shmlog.errors import (
     ClientClosed,
     CorruptMessage,
     LeaderUnavailable,
+    NotLeader,
     ShmlogError,
     from_wire,
 )
@@ -76,7 +77,7 @@ class IoThread(threading.Thread):
 
     def __init__(
         self,
-        discover: Callable[[], list[str]],
+        surroundings: Surroundings,
         accumulator: Accumulator,
         clock: Clock,
         rng: random.Random,
@@ -105,10 +106,11 @@ class IoThread(threading.Thread):
         self._sleeps_until = 0
         self._in_caller = False  # still so when a caller was interrupted
         self._session = Session(
-            discover, rng, request_timeout_ns=request_timeout_ns, auto_create=True
+            surroundings.endpoints, rng, request_timeout_ns=request_timeout_ns, auto_create=True
         )
-        self._session.on_metadata = self._on_metadata
-        self._transport = Transport()
+        self._session.refresher.on_metadata = self._on_metadata
+        accumulator.whereabouts = self._session.metadata.whereabouts
+        self._transport = Transport(surroundings.watch)
 
     # --- called by user threads
 
@@ -174,9 +176,10 @@ class IoThread(threading.Thread):
         if self._in_caller:
             self._start_over(now)
         events = self._transport.receive(readable)
-        for endpoint, frames in events:
+        for endpoint, frames, died in events:
             if frames is None:
-                session.lost(endpoint, now)
+                session.lost(endpoint, now, died)
+                self._note_leaders()
             else:
                 session.received(endpoint, frames, now)
         session.tick(now)
@@ -258,9 +261,10 @@ class IoThread(threading.Thread):
         for batch in ready:
             leader = self._session.metadata.leader(batch.queue.tp)
             if leader is None:
-                error = LeaderUnavailable(f"{batch.queue.tp} has no leader now")
-                self._failed(batch, error, True, now)
+                why = self._session.metadata.whereabouts(batch.queue.tp, now)
+                self._failed(batch, LeaderUnavailable(why), True, now)
                 continue
+            batch.leader_epoch = leader.epoch
             line = rounds.setdefault(leader.endpoint, [])
             place = places.get(batch.queue, 0)
             while place < len(line) and not _fits(line[place], batch):
@@ -284,28 +288,35 @@ class IoThread(threading.Thread):
                     topic=batch.queue.tp.topic,
                     partition=batch.queue.tp.partition,
                     topic_id=self.topics[batch.queue.tp.topic].topic_id,
+                    leader_epoch=batch.leader_epoch,
                 )
                 for batch in batches
             ],
         )
+        attempts = [batch.attempt for batch in batches]
         left = min(self.accumulator.time_left_ns(batch, now) for batch in batches)
         self._session.submit(
             endpoint,
             message,
             [batch.encoded for batch in batches],
-            lambda outcome, at: self._produced(batches, outcome, at),
+            lambda outcome, at: self._produced(batches, attempts, outcome, at),
             now,
             # Rounded, so that requests share their time-out and wait for it in one line.
             timeout_ns=min(self._session.request_timeout_ns, -(-left // 10**9) * 10**9),
         )
 
-    def _produced(self, batches: list[Batch], outcome: Outcome, now: int) -> None:
+    def _produced(
+        self, batches: list[Batch], attempts: list[int], outcome: Outcome, now: int
+    ) -> None:
         if outcome.error is not None:
-            for batch in batches:
-                self._failed(batch, outcome.error, outcome.answered, now)
+            for batch, attempt in zip(batches, attempts, strict=True):
+                if batch.on_wire and batch.attempt == attempt:
+                    self._failed(batch, outcome.error, outcome.answered, now)
             return
         entries = outcome.answer.partitions
         for index, batch in enumerate(batches):
+            if not batch.on_wire or batch.attempt != attempts[index]:
+                continue  # it went to another leader meanwhile
             if index >= len(entries):
                 error = CorruptMessage(f"{len(entries)} results for {len(batches)} batches")
                 self._failed(batch, error, False, now)
@@ -359,16 +370,19 @@ class IoThread(threading.Thread):
                 elif info.error:
                     self._topic_failed(info, now)
                 else:
-                    missing = not self._apply(info) or missing
+                    missing = not self._apply(info, now) or missing
             self.changed.notify_all()
         if missing:
-            self._session.refresh(now)
+            self._session.refresh(now, news=True)
 
-    def _apply(self, info: TopicInfo) -> bool:
+    def _apply(self, info: TopicInfo, now: int) -> bool:
         """Take in a topic; False if a partition has no leader."""
         state = self.topics.get(info.topic)
         if state is None:
             state = self.topics[info.topic] = TopicState(info.topic)
+        if state.topic_id != info.topic_id:
+            for queue in state.queues:
+                queue.leader_epoch = -1  # made again: epochs begin anew
         state.topic_id = info.topic_id
         state.max_message_bytes = info.max_message_bytes
         limit = min(self._batch_bytes, info.max_message_bytes)
@@ -377,8 +391,34 @@ class IoThread(threading.Thread):
             state.queues.append(self.accumulator.add_queue(tp, limit))
         for queue in state.queues:
             queue.limit = limit
-            queue.has_leader = self._session.metadata.leader(queue.tp) is not None
+            self._follow_leader(queue, now)
         return all(queue.has_leader for queue in state.queues)
+
+    def _follow_leader(self, queue: PartitionQueue, now: int) -> None:
+        """Under the lock: take note of a partition's leader; what is at an older one goes to it."""
+        leader = self._session.metadata.leader(queue.tp)
+        queue.has_leader = leader is not None
+        if leader is None or leader.epoch <= queue.leader_epoch:
+            return
+        queue.leader_epoch = leader.epoch
+        self.accumulator.led_anew(queue)
+        error = NotLeader(
+            f"{queue.tp} moves to broker {leader.broker}, leader epoch {leader.epoch}",
+            topic=queue.tp.topic,
+            partition=queue.tp.partition,
+            leader=leader.broker,
+            leader_epoch=leader.epoch,
+            endpoint=leader.endpoint,
+        )
+        self.accumulator.moved(queue, leader.epoch, error, now)
+
+    def _note_leaders(self) -> None:
+        """A connection is lost: which partitions have a leader still?"""
+        leader = self._session.metadata.leader
+        with self.lock:
+            for state in self.topics.values():
+                for queue in state.queues:
+                    queue.has_leader = leader(queue.tp) is not None
 
     def _topic_failed(self, info: TopicInfo, now: int) -> None:
         """Under the lock: the broker does not know the topic, or refuses its name."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from shmlog.client import forks
 from shmlog.client.accumulator import BATCH_OVERHEAD, Accumulator, Batch, Headers, PartitionQueue
 from shmlog.client.arguments import Duration, duration_ns, optional_ns, size_in
-from shmlog.client.bootstrap import Where, discoverer
+from shmlog.client.bootstrap import Where, look_around
 from shmlog.client.delivery import Deliveries, Delivery, RecordMeta, wait_done
 from shmlog.client.io_thread import IoThread, TopicState
 from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
@@ -103,10 +103,8 @@ class Producer:
         )
         # A record may open a batch.
         self._room = self._accumulator.buffer_bytes - BATCH_OVERHEAD
-        discover = discoverer(where)
-        discover()  # nobody there: say so at once
         self._io = IoThread(
-            discover,
+            look_around(where),  # nobody there: it says so at once
             self._accumulator,
             SYSTEM_CLOCK,
             rng,

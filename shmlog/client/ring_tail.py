@@ -13,6 +13,7 @@ from __future__ import annotations
 import platform
 from typing import NamedTuple
 
+from shmlog.clock import NS_PER_MS
 from shmlog.errors import CorruptMessage, InvalidRecord
 from shmlog.records.header import (
     BatchHeader,
@@ -27,6 +28,7 @@ from shmlog.ring import posix
 from shmlog.ring.layout import RingIdentity, ring_name
 from shmlog.ring.reader import RingMismatch, RingReader
 
+HANG_NS = 1500 * NS_PER_MS  # broker.hang.timeout.ms; leaving a ring too early costs a fetch only
 CHUNK_BYTES = 512 << 10  # stays in the second-level cache
 # Where the processor keeps the order of stores, a copy that `oldest_valid` did not pass is whole.
 KEEPS_STORE_ORDER = platform.machine() in ("x86_64", "AMD64")
@@ -60,6 +62,15 @@ class RingTail:
     def sealed(self) -> bool:
         """True: look for the leader anew."""
         return self._reader.sealed
+
+    @property
+    def leader_epoch(self) -> int:
+        """The leader epoch of whoever writes this ring."""
+        return self._reader.leader_epoch
+
+    def is_stale(self, now: int) -> bool:
+        """Has the writer's loop not stamped for so long that it counts as hung, or dead?"""
+        return now - self._reader.heartbeat_ns > HANG_NS
 
     def poll(self, offset: int, *, copy: bool = True) -> list[Piece] | None:
         """The committed batches from `offset` on, some of them; []: there are none; None: fetch."""

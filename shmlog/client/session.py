@@ -12,6 +12,11 @@ and whoever asked decides (produce and fetch: the fate is one per partition). `c
 broker, from there to whom the answer names (6), and is repeated with backoff until an answer, a
 final error, or its deadline.
 
+*Silence*: a request that is not answered when it might be (half a second, beyond what it may be
+parked) makes the metadata be renewed, by another broker, every half second until it is answered.
+Nothing ends by silence alone; but when the metadata says that a silent broker is fenced, all that
+was in flight there ends as if its connection were lost, long before the deadlines.
+
 Rules: every request ends exactly once, by an answer, a loss or its deadline; a second answer for an
 id, or one after the end, is dropped. Time is an argument. Callbacks run inside the call that caused
 them.
@@ -24,11 +29,12 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Container, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
 from shmlog.client.metadata import MetadataCache
+from shmlog.client.refresh import BACKOFF_MAX_NS, Refresher
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import (
     BrokerGone,
@@ -41,15 +47,27 @@ from shmlog.errors import (
 from shmlog.protocol import header
 from shmlog.protocol.messages import (
     OPERATIONS,
+    DescribeCluster,
+    DescribeTopic,
+    Epochs,
     ErrorAnswer,
+    Hello,
+    InitProducer,
     Metadata,
     MetadataAnswer,
+    MetadataLog,
     Request,
 )
 
+if TYPE_CHECKING:
+    from shmlog.client.bootstrap import Watch
+
 BACKOFF_NS = 5 * NS_PER_MS
-BACKOFF_MAX_NS = NS_PER_S
-METADATA_AGE_NS = 300 * NS_PER_S
+SILENCE_NS = 500 * NS_PER_MS  # who owes an answer for so long may hang
+_NEVER = 1 << 62
+_REPEATABLE = (  # may be asked twice at the same time: nothing is changed by them
+    Metadata, Hello, InitProducer, DescribeTopic, DescribeCluster, Epochs, MetadataLog,
+)  # fmt: skip
 _GRACE_NS = 500 * NS_PER_MS  # the broker answers 7 at the deadline; its answer may take a moment
 _ANSWERS = {operation.request: operation.answer for operation in OPERATIONS.values()}
 
@@ -94,26 +112,56 @@ class Backoff:
 class _Pending:
     """A request in flight."""
 
-    __slots__ = ("answer_type", "endpoint", "on_done")
+    __slots__ = ("answer_type", "endpoint", "on_done", "overdue_ns", "sent_ns")
 
-    def __init__(self, endpoint: str, answer_type: type[Struct], on_done: OnDone) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        answer_type: type[Struct],
+        on_done: OnDone,
+        sent_ns: int,
+        overdue_ns: int,
+    ) -> None:
         self.endpoint = endpoint
         self.answer_type = answer_type
         self.on_done = on_done
+        self.sent_ns = sent_ns
+        self.overdue_ns = overdue_ns
 
 
 class _Call:
     """A request to any broker, with its retries."""
 
-    __slots__ = ("attempts", "deadline_ns", "endpoint", "error", "message", "on_done")
+    __slots__ = (
+        "attempts",
+        "deadline_ns",
+        "done",
+        "endpoint",
+        "error",
+        "message",
+        "on_done",
+        "open",
+        "patience_ns",
+    )
 
-    def __init__(self, message: Request, on_done: OnDone, deadline_ns: int) -> None:
+    def __init__(
+        self, message: Request, on_done: OnDone, deadline_ns: int, patience_ns: int
+    ) -> None:
         self.message = message
         self.on_done = on_done
         self.deadline_ns = deadline_ns
+        self.patience_ns = patience_ns
         self.attempts = 0
+        self.open = 0  # attempts without an outcome
+        self.done = False
         self.error: ShmlogError | None = None
         self.endpoint: str | None = None  # whom the last answer named
+
+    def end(self, outcome: Outcome, now: int) -> None:
+        """Once only."""
+        if not self.done:
+            self.done = True
+            self.on_done(outcome, now)
 
 
 class Session:
@@ -135,9 +183,8 @@ class Session:
         self.backoff = Backoff(rng)
         self.request_timeout_ns = request_timeout_ns
         self.topics: set[str] = set()
-        self.on_metadata: Callable[[int], None] | None = None
+        self.refresher = Refresher(self, auto_create=auto_create)
         self._discover = discover
-        self._auto_create = auto_create
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._deadlines: dict[int, deque[tuple[int, int]]] = {}  # by length of time: in order
@@ -147,10 +194,9 @@ class Session:
         self._turn = 0
         self._avoid: str | None = None  # the connection that broke last
         self._found: list[str] = []  # by `discover`, when there is no metadata yet
-        self._refreshing = False
-        self._refresh_again = False
-        self._refreshed_ns = 0
-        self._refreshes = 0  # in quick succession
+        self._heard: dict[str, int] = {}  # when an endpoint answered last
+        self._silent: set[str] = set()  # endpoints that owe an answer
+        self._look_ns = _NEVER  # when the next request is overdue
 
     # --- inputs
 
@@ -163,38 +209,60 @@ class Session:
         now: int,
         *,
         timeout_ns: int = 0,
+        patience_ns: int = 0,
     ) -> None:
-        """Send one request to one endpoint; `on_done(outcome, now)` is called once."""
+        """Send one request to one endpoint; `on_done(outcome, now)` is called once.
+
+        `patience_ns`: how long the broker may hold the answer back though it is well.
+        """
         timeout_ns = timeout_ns or self.request_timeout_ns
         number = next(self._ids)
         message.id = number
         message.timeout_ms = min(max(timeout_ns // NS_PER_MS, 1), 3_600_000)
         encoded = header.encode(message, header.Codec.MSGPACK)
-        self._pending[number] = _Pending(endpoint, _ANSWERS[type(message)], on_done)
+        overdue_ns = now + patience_ns + SILENCE_NS
+        self._look_ns = min(self._look_ns, overdue_ns)
+        self._pending[number] = _Pending(
+            endpoint, _ANSWERS[type(message)], on_done, now, overdue_ns
+        )
         line = self._deadlines.get(timeout_ns)
         if line is None:
             line = self._deadlines[timeout_ns] = deque()
         line.append((now + timeout_ns + _GRACE_NS, number))
         self._outgoing.append((endpoint, [encoded, *frames]))
 
-    def call(self, message: Request, on_done: OnDone, now: int, deadline_ns: int) -> None:
+    def call(
+        self,
+        message: Request,
+        on_done: OnDone,
+        now: int,
+        deadline_ns: int,
+        *,
+        patience_ns: int = 0,
+    ) -> None:
         """Ask any broker, again and again until the deadline; `on_done(outcome, now)` is called
-        once.
+        once. `patience_ns`: the broker is to answer by then, if only that there is nothing new.
         """
-        self._try(_Call(message, on_done, deadline_ns), now)
+        self._try(_Call(message, on_done, deadline_ns, patience_ns), now)
 
-    def refresh(self, now: int, *, at_once: bool = False) -> None:
-        """Renew the metadata of `topics`; calls in quick succession are spread by backoff."""
-        if self._refreshing:
-            self._refresh_again = True
-            return
-        self._refreshing = True
-        if at_once or now - self._refreshed_ns > BACKOFF_MAX_NS:
-            self._refreshes = 0
-            self._send_refresh(now)
-            return
-        self._refreshes += 1
-        self.after(self.backoff.ns(self._refreshes), self._send_refresh, now)
+    def take_metadata(self, answer: MetadataAnswer, now: int) -> None:
+        """News of the cluster. What is in flight at a silent broker that it has fenced ends."""
+        self.metadata.apply(answer)
+        for broker in self.metadata.brokers.values():
+            endpoint = broker.endpoint
+            if broker.alive or self._heard.get(endpoint, 0) > now - SILENCE_NS:
+                continue
+            if any(pending.endpoint == endpoint for pending in self._pending.values()):
+                why = f"broker {broker.broker} does not answer and was fenced"
+                self.metadata.ended(broker.broker, broker.incarnation, why, now, dead=False)
+                self._end_all(endpoint, why, now)
+
+    def refresh(self, now: int, *, at_once: bool = False, news: bool = False) -> None:
+        """Renew the metadata of `topics`; calls in quick succession are spread by backoff.
+
+        `news`: what is known now does not help, so wait (shortly) for a newer image.
+        """
+        self.refresher.refresh(now, at_once=at_once, news=news)
 
     def after(self, delay_ns: int, action: Callable[[int], None], now: int) -> None:
         """Call `action(now)` in a later tick."""
@@ -208,6 +276,8 @@ class Session:
             return
         if endpoint == self._avoid:
             self._avoid = None
+        self._heard[endpoint] = now
+        self._silent.discard(endpoint)
         try:
             head = header.decode(frames[0], _Head)
         except InvalidRequest:
@@ -232,17 +302,29 @@ class Session:
         for endpoint in {pending.endpoint for pending in self._pending.values()}:
             self.lost(endpoint, now)
 
-    def lost(self, endpoint: str, now: int) -> None:
-        """The connection broke, or could not be made: all that was in flight there has ended."""
+    def lost(self, endpoint: str, now: int, died: Watch | None = None) -> None:
+        """The connection broke, or could not be made: all that was in flight there has ended.
+
+        `died`: because that process ended.
+        """
         self._avoid = endpoint
         self._found = []
+        self._silent.discard(endpoint)
+        why = f"the connection to {endpoint} is gone"
+        if died is not None:
+            why = f"{died} died"
+            self.metadata.ended(died.broker, died.incarnation, why, now, dead=True)
+        self._end_all(endpoint, why, now)
+        if self.metadata.leads(endpoint):
+            self.refresh(now)
+
+    def _end_all(self, endpoint: str, why: str, now: int) -> None:
         gone = [n for n, pending in self._pending.items() if pending.endpoint == endpoint]
         for number in gone:
             pending = self._pending.pop(number, None)
             if pending is not None:
                 error = BrokerGone(
-                    f"the connection to {endpoint} is gone; the request may have been carried out",
-                    endpoint=endpoint,
+                    f"{why}; the request may have been carried out", endpoint=endpoint
                 )
                 pending.on_done(Outcome(None, (), error, False), now)
 
@@ -257,6 +339,8 @@ class Session:
                     pending.on_done(Outcome(None, (), error, False), now)
             if not line:
                 self._deadlines.pop(timeout_ns, None)
+        if self._look_ns <= now:
+            self._look(now)
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2](now)
 
@@ -278,6 +362,8 @@ class Session:
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do, None if never."""
         due = self._timers[0][0] if self._timers else None
+        if self._pending and (due is None or self._look_ns < due):
+            due = self._look_ns
         for line in self._deadlines.values():
             while line and line[0][1] not in self._pending:
                 line.popleft()
@@ -296,28 +382,46 @@ class Session:
         left = call.deadline_ns - now
         if left <= 0:
             error = call.error or RequestTimedOut("no broker answered in time")
-            call.on_done(Outcome(None, (), error, False), now)
+            call.end(Outcome(None, (), error, False), now)
             return
         try:
-            endpoint = call.endpoint or self._any_endpoint()
+            endpoint = call.endpoint or self.any_endpoint()
         except ClusterNotFound as error:
             self._again(call, error, now)
             return
+        call.open += 1
         self.submit(
             endpoint,
             call.message,
             (),
             lambda outcome, at: self._tried(call, outcome, at),
             now,
-            timeout_ns=min(left, self.request_timeout_ns),
+            timeout_ns=min(left, call.patience_ns or self.request_timeout_ns),
+            patience_ns=call.patience_ns,
         )
+        if isinstance(call.message, _REPEATABLE):
+            self.after(
+                call.patience_ns + SILENCE_NS, lambda at: self._hedge(call, endpoint, at), now
+            )
+
+    def _hedge(self, call: _Call, endpoint: str, now: int) -> None:
+        """Somebody else may answer sooner than one who is silent."""
+        if call.done or endpoint not in self._silent or now >= call.deadline_ns:
+            return
+        if self._fit(self.metadata.endpoints() or self._found):
+            call.endpoint = None
+            self._try(call, now)
 
     def _tried(self, call: _Call, outcome: Outcome, now: int) -> None:
-        if outcome.error is None or not outcome.error.retriable:
-            call.on_done(outcome, now)
-        else:
-            call.endpoint = outcome.error.facts.get("endpoint") if outcome.answered else None
-            self._again(call, outcome.error, now)
+        call.open -= 1
+        error = outcome.error
+        # A broker that was asked for news and has none has answered.
+        no_news = outcome.answered and call.patience_ns and error is not None and error.code == 7
+        if error is None or not error.retriable or no_news:
+            call.end(outcome, now)
+        elif not call.done and (not call.open or isinstance(call.message, _REPEATABLE)):
+            call.endpoint = error.facts.get("endpoint") if outcome.answered else None
+            self._again(call, error, now)
 
     def _again(self, call: _Call, error: ShmlogError, now: int) -> None:
         call.error = error
@@ -328,38 +432,34 @@ class Session:
             wait = max(wait, int(asked) * NS_PER_MS)
         self.after(min(wait, max(call.deadline_ns - now, 0)), lambda at: self._try(call, at), now)
 
-    def _any_endpoint(self) -> str:
-        known = self.metadata.endpoints() or self._found
-        if not known or (len(known) == 1 and known[0] == self._avoid):
-            known = self._found = self._discover()
+    def any_endpoint(self) -> str:
+        """One after the other of those that may answer. Raises: ClusterNotFound."""
+        fit = self._fit(self.metadata.endpoints() or self._found)
+        if not fit:
+            self._found = self._discover()
+            fit = self._fit(self._found) or self._found
         self._turn += 1
-        endpoint = known[self._turn % len(known)]
-        if endpoint == self._avoid and len(known) > 1:
-            self._turn += 1
-            endpoint = known[self._turn % len(known)]
-        return endpoint
+        return fit[self._turn % len(fit)]
 
-    # --- metadata
+    def _fit(self, endpoints: list[str]) -> list[str]:
+        return [e for e in endpoints if e != self._avoid and e not in self._silent]
 
-    def _send_refresh(self, now: int) -> None:
-        message = Metadata(
-            op="metadata", id=0, topics=sorted(self.topics), auto_create=self._auto_create
-        )
-        self._refresh_again = False
-        self.call(message, self._refreshed, now, now + self.request_timeout_ns)
+    # --- silence
 
-    def _refreshed(self, outcome: Outcome, now: int) -> None:
-        self._refreshing = False
-        self._refreshed_ns = now
-        if outcome.error is not None:
-            self.refresh(now)
-            return
-        answer: MetadataAnswer = outcome.answer
-        self.metadata.apply(answer)
-        if self._refresh_again:
-            self.refresh(now)
-        if self.on_metadata is not None:
-            self.on_metadata(now)
+    def _look(self, now: int) -> None:
+        """Is an answer overdue? Then the metadata may tell why; look again in a while."""
+        soonest, overdue = _NEVER, False
+        for pending in self._pending.values():
+            if pending.overdue_ns > now:
+                soonest = min(soonest, pending.overdue_ns)
+                continue
+            overdue = True
+            if self._heard.get(pending.endpoint, 0) <= pending.sent_ns:
+                self._silent.add(pending.endpoint)
+        if overdue:
+            soonest = min(soonest, now + SILENCE_NS)
+            self.refresh(now, news=True)
+        self._look_ns = soonest
 
 
 def error_of(encoded: bytes) -> ShmlogError:

@@ -11,6 +11,10 @@ it can be delivered later to a restarted broker behind the session's back. Every
 there has an unknown fate; the session decides what to send again. The next `send` makes a new
 socket.
 
+Where the process behind an endpoint can be watched, its pidfd stands beside the sockets: its death
+is an event of its own, whether the loss of the connection was told before or not. A watch outlives
+its connection; it ends with the process, and a new connection to the endpoint looks for a new one.
+
 Waiting is apart from receiving, so that one thread may sleep in `wait` while another one sends:
 
     wait (touches no socket) --> what is readable --> receive --> events
@@ -32,11 +36,12 @@ import contextlib
 import os
 import select
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import zmq
 
+from shmlog.client.bootstrap import Watch
 from shmlog.clock import NS_PER_MS
 
 _MESSAGES_PER_TURN = 64  # of one connection, so that a busy one does not starve the others
@@ -54,10 +59,13 @@ _READY_MAX = 64  # descriptors that one wait reports; the others are in the next
 
 
 class Event(NamedTuple):
-    """An answer from an endpoint, or (frames None) the loss of the connection to it."""
+    """An answer from an endpoint, or (frames None) the loss of the connection to it; with `died`,
+    because that process ended.
+    """
 
     endpoint: str
     frames: list[bytes] | None
+    died: Watch | None = None
 
 
 class _Link:
@@ -77,7 +85,11 @@ class _Link:
 class Transport:
     """Messages to and from brokers, by endpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[str], Watch | None] = lambda _: None) -> None:
+        self._watch = watch
+        self._watches: dict[str, Watch] = {}
+        self._watched_fds: dict[int, str] = {}
+        self._untold: list[Event] = []  # losses that were found while sending
         self._context = zmq.Context(io_threads=1)
         self._epoll = select.epoll()
         self._links: dict[str, _Link] = {}
@@ -96,6 +108,10 @@ class Transport:
         """Send one message, or keep it until the connection stands."""
         link = self._links.get(endpoint)
         if link is None:
+            dead = self._watch_process(endpoint)
+            if dead is not None:
+                self._untold.append(Event(endpoint, None, dead))
+                return
             link = self._connect(endpoint)
         self._unsure[link] = None
         if not link.backlog:
@@ -108,7 +124,7 @@ class Transport:
 
     def poll(self, timeout_ns: int | None) -> list[Event]:
         """Wait up to `timeout_ns` (None: for ever) for answers, losses or `wake`."""
-        if self._unsure:
+        if self._unsure or self._untold:
             events = self.receive(())
             if events:
                 return events
@@ -119,7 +135,7 @@ class Transport:
 
         Other threads may send meanwhile.
         """
-        if self._unsure:
+        if self._unsure or self._untold:
             timeout_ns = 0
         timeout_s = None if timeout_ns is None else -(-max(timeout_ns, 0) // NS_PER_MS) / 1000
         ready = [fd for fd, _ in self._epoll.poll(timeout_s, _READY_MAX)]
@@ -131,13 +147,13 @@ class Transport:
 
     def receive(self, ready: Sequence[int]) -> list[Event]:
         """The answers and losses that there are."""
-        events: list[Event] = []
+        events, self._untold = self._untold, []
         monitors = []
         for fd in ready:
             link = self._by_fd.get(fd)
             if link is None:
-                continue  # closed since
-            if fd == link.monitor_fd:
+                self._see_death(fd, events)
+            elif fd == link.monitor_fd:
                 monitors.append(link)
             else:
                 self._unsure[link] = None
@@ -156,12 +172,15 @@ class Transport:
             mask = link.socket.getsockopt(zmq.EVENTS)
             if not (mask & _POLLIN or (link.backlog and mask & _POLLOUT)):
                 del self._unsure[link]
-        return bool(self._unsure)
+        return bool(self._unsure or self._untold)
 
     def disconnect(self) -> None:
         """Close every connection without a report: all that is queued or on its way is forgotten."""
+        self._untold.clear()
         for link in list(self._links.values()):
             self._drop(link)
+        for endpoint in list(self._watches):
+            self._unwatch(endpoint)
 
     def wake(self) -> None:
         """Make a `poll` of another thread return. Callable from any thread."""
@@ -221,7 +240,46 @@ class Transport:
         # Answers that arrived before the loss still count.
         self._serve(link, events, 1 << 20)
         self._drop(link)
-        events.append(Event(link.endpoint, None))
+        watch = self._watches.get(link.endpoint)
+        if watch is not None and watch.has_ended:
+            self._unwatch(link.endpoint)
+            events.append(Event(link.endpoint, None, watch))
+        else:
+            events.append(Event(link.endpoint, None))
+
+    def _watch_process(self, endpoint: str) -> Watch | None:
+        """Watch who serves the endpoint now. Who served it, if he is dead and nobody does."""
+        known = self._watches.get(endpoint)
+        if known is not None:
+            if not known.has_ended:
+                return None
+            self._unwatch(endpoint)
+        watch = self._watch(endpoint)
+        if watch is None:
+            return known
+        self._watches[endpoint] = watch
+        self._watched_fds[watch.pidfd] = endpoint
+        self._epoll.register(watch.pidfd, select.EPOLLIN)
+        return None
+
+    def _unwatch(self, endpoint: str) -> None:
+        watch = self._watches.pop(endpoint)
+        del self._watched_fds[watch.pidfd]
+        self._epoll.unregister(watch.pidfd)
+        os.close(watch.pidfd)
+
+    def _see_death(self, fd: int, events: list[Event]) -> None:
+        """A process ended: whatever its connection has still to say counts, then it is lost."""
+        endpoint = self._watched_fds.get(fd)
+        if endpoint is None:
+            return  # closed since
+        watch = self._watches[endpoint]
+        self._unwatch(endpoint)
+        link = self._links.get(endpoint)
+        if link is not None:
+            self._serve(link, events, 1 << 20)
+            self._drop(link)
+        events.append(Event(endpoint, None, watch))
 
     def _drop(self, link: _Link) -> None:
         del self._links[link.endpoint]

@@ -184,7 +184,11 @@ class ProduceFastAnswer(Struct, kw_only=True):
 
 
 class FetchSimple(Request, kw_only=True, omit_defaults=True):
-    """Records of one partition as plain frames; `max_bytes` 0 is the wake-up call."""
+    """Records of one partition as plain frames; `max_bytes` 0 is the wake-up call.
+
+    `last_epoch`: leader epoch of the last record read, -1 = not known; with it a log that was cut
+    below `offset` is noticed.
+    """
 
     mode: Name
     topic: Name
@@ -195,10 +199,15 @@ class FetchSimple(Request, kw_only=True, omit_defaults=True):
     max_wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 500
     topic_id: TopicIdHex = ""
     leader_epoch: Int32 = -1
+    last_epoch: Int32 = -1
 
 
 class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
-    """`count` records from `base_offset`; go on at `next_offset`."""
+    """`count` records from `base_offset`; go on at `next_offset`.
+
+    With `diverging_epoch` (absent else) there are no records: the log ends that epoch, the largest
+    that it knows at or below `last_epoch`, at `diverging_end`. Go on there if it is lower.
+    """
 
     id: int
     error: int
@@ -214,10 +223,12 @@ class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
     null_values: list[int]
     timestamps: list[Big]
     headers: list[HeaderList] | None = None
+    diverging_epoch: int = -1
+    diverging_end: int = -1
 
 
 class FetchPartition(Struct, kw_only=True, omit_defaults=True):
-    """Where to read one partition from, and how much of it."""
+    """Where to read one partition from, and how much of it; `last_epoch` as in simple mode."""
 
     topic: Name
     partition: Int32
@@ -225,6 +236,7 @@ class FetchPartition(Struct, kw_only=True, omit_defaults=True):
     max_bytes: Count = 1 << 20
     topic_id: TopicIdHex = ""
     leader_epoch: Int32 = -1
+    last_epoch: Int32 = -1
 
 
 class FetchFast(Request, kw_only=True, omit_defaults=True):
@@ -247,6 +259,13 @@ class FetchResult(Struct, kw_only=True):
     high_watermark: int
     log_start: int
     leader_epoch: int
+
+
+class FetchDiverged(FetchResult, kw_only=True):
+    """The log does not hold what was read: go back to `diverging_end`, if it is lower."""
+
+    diverging_epoch: int
+    diverging_end: int
 
 
 class FetchFastAnswer(Struct, kw_only=True):
