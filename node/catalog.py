@@ -111,11 +111,11 @@ class Catalog:
             now = new.topics.get(name)
             if now is None or now.topic_id != topic.topic_id:
                 self._close_topic(topic)
+        if old.fenced != new.fenced or old.brokers != new.brokers:
+            self.members_changed()  # before the ledgers hear of changed in-sync replicas
         for name, topic in new.topics.items():
             if old.topics.get(name) is not topic:
                 self._follow_topic(topic)
-        if old.fenced != new.fenced or old.brokers != new.brokers:
-            self.members_changed()
         for waiter in self._context.purgatory.advance(("image", METADATA), new.offset):
             waiter.resume()
 
