@@ -28,7 +28,6 @@ from shmlog.errors import BrokerGone, RequestTimedOut, from_wire
 from shmlog.protocol.header import Codec, decode, encode
 from shmlog.protocol.messages import Request
 
-
 RESTART_TIMEOUT_S = 90.0  # for each broker: the supervisor gives up before
 
 
