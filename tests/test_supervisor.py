@@ -310,7 +310,7 @@ def test_who_owns_the_data_and_is_not_known_yet_is_waited_for(
 # -- restart ------------------------------------------------------------------------------------
 
 
-def set_health(path: Path, **fields: int) -> None:
+def set_health(path: Path, **fields: Any) -> None:
     (path / "health.new").write_text(json.dumps(fields))
     (path / "health.new").rename(path / "health")
 
@@ -356,9 +356,16 @@ def test_the_next_one_waits_until_the_cluster_is_as_healthy_as_it_was(start: Sta
     answer.result(PATIENCE_S)
 
 
-@pytest.mark.parametrize("lack", ["partitions_without_leader", "partitions_not_full"])
+@pytest.mark.parametrize(
+    "lack",
+    [
+        {"partitions_without_leader": 1},
+        {"partitions_not_full": 1},
+        {"brokers": []},  # whoever answers does not know of the new incarnation
+    ],
+)
 def test_a_cluster_that_does_not_heal_ends_the_restart_with_an_error(
-    start: Start, monkeypatch: pytest.MonkeyPatch, lack: str
+    start: Start, monkeypatch: pytest.MonkeyPatch, lack: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("node.restart.HEAL_NS", NS_PER_S)
     monkeypatch.setattr("node.supervisor.STOP_GRACE_NS", NS_PER_S)
@@ -366,7 +373,7 @@ def test_a_cluster_that_does_not_heal_ends_the_restart_with_an_error(
     before = one.ready(2)
     answer = one.ask_in_thread("restart", rolling=True)
     one.wait_for("exit")
-    set_health(one.path, **{lack: 1})
+    set_health(one.path, **lack)
     with pytest.raises(
         RequestTimedOut, match=r"broker 0 is ready, but after 1 s .* not as healthy"
     ):
