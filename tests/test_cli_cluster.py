@@ -96,7 +96,6 @@ def test_a_balanced_cluster_has_nothing_to_move(shmlog):
 
 def test_epochs_show_where_each_begins(shmlog, shmlog_topic, shmlog_client):
     shmlog("topic", "create", shmlog_topic)
-    assert documents(shmlog, "cluster", "epochs", shmlog_topic, "-p", 0) == []
     shmlog_client.produce(shmlog_topic, b"x")
     (row,) = documents(shmlog, "cluster", "epochs", shmlog_topic, "-p", 0)
     assert (row["kind"], row["start_offset"], row["end_offset"]) == ("epoch", 0, 1)
@@ -117,11 +116,12 @@ def test_the_log_tells_what_was_changed_by_name_even_of_what_is_gone(shmlog, shm
         "cluster ",
     )
     mine = [row for row in rows if shmlog_topic in row["summary"]]
-    assert [row["record"] for row in mine] == ["topic", "partition", "config", "remove_topic"]
+    assert [row["record"] for row in mine] == ["topic", "partition", "config", "partition", "remove_topic"]
     assert mine[0]["data"]["partition_count"] == 1
     assert mine[1]["summary"].startswith(f"{shmlog_topic}-0: leader 0, epoch 1")
     assert mine[2]["summary"] == f"topic {shmlog_topic}: durability = disk"
-    assert mine[0]["data"]["topic_id"] == mine[3]["data"]["topic_id"]
+    assert mine[3]["summary"].startswith(f"{shmlog_topic}-0: leader 0, epoch 1 from 0")
+    assert mine[0]["data"]["topic_id"] == mine[-1]["data"]["topic_id"]
     last = documents(shmlog, "cluster", "log", "-o", -2)
     assert [row["offset"] for row in last] == [row["offset"] for row in rows[-2:]]
     some = documents(shmlog, "cluster", "log", "-o", 1, "-n", 2)
