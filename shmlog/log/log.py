@@ -529,7 +529,7 @@ class Log:
         snapshot = max(usable, key=lambda s: s.end_offset, default=_NOTHING)
         states = ProducerStates(snapshot, self._now_ns)
         for header in headers_from(self._segments, snapshot.end_offset):
-            if header.base_offset >= offset:
+            if header.end_offset > offset:
                 break
             states.apply(header, header.base_offset, header.append_time_ns, self._now_ns)
         states.keep_untouched(self.producers, offset)

@@ -30,6 +30,12 @@ class Remembered(msgspec.Struct, frozen=True, array_like=True):
     base_offset: int
     append_time_ns: int
 
+    @property
+    def end_offset(self) -> int:
+        """The offset after its last record."""
+        count = (self.last_sequence - self.first_sequence) % SEQUENCE_END + 1
+        return self.base_offset + count
+
 
 class Producer(msgspec.Struct, frozen=True, array_like=True):
     """One producer; `batches` has the newest last."""
@@ -149,7 +155,7 @@ class ProducerStates:
         said, self._producers, self._used_ns = self._producers, {}, {}
         for producer_id, used_ns in current._used_ns.items():
             known = current._producers[producer_id]
-            untouched = known.batches[-1].base_offset < end_offset
+            untouched = known.batches[-1].end_offset <= end_offset
             producer = known if untouched else said.get(producer_id)
             if producer is not None:
                 self._producers[producer_id] = producer
