@@ -538,7 +538,7 @@ class Log:
             if header.end_offset > offset:
                 break
             states.apply(header, header.base_offset, header.append_time_ns, self._now_ns)
-        states.keep_untouched(self.producers, offset)
+        states.complete_from(self.producers, offset)
         return states
 
     def _cut_small_files(self, offset: int, epochs: EpochHistory, snapshot: Snapshot) -> None:

@@ -91,7 +91,7 @@ class Opening:
         self._at = circumstances
         self._found: Checkpoint | None = None
         self._newest = False  # is what was found the newest generation?
-        self._damaged_mark = False  # was there one that cannot be read, or none?
+        self._in_force = False  # or was it, when its successor was about to be put in place?
         self._mark = 0  # below it all was synced or committed
         self._marked_lossy = False
         self._opened = Opened()
@@ -135,9 +135,8 @@ class Opening:
         self._found = checkpoint.read(self._storage, path, Checkpoint)
         self._newest = checkpoint.read_newest(self._storage, path, Checkpoint) is not None
         # A power cut between the renames leaves the generation before, and that was the newest then.
-        self._damaged_mark = not self._newest and (
-            self._found is None or self._storage.exists(path)
-        )
+        between = self._found is not None and not self._storage.exists(path)
+        self._in_force = self._newest or between
         if self._found is None or self._found.topic_id == self._topic_id:
             return
         number = 0
@@ -145,7 +144,7 @@ class Opening:
             number += 1
         self._storage.rename(self._directory, aside)
         self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
-        self._found, self._newest, self._damaged_mark = None, False, False
+        self._found, self._newest, self._in_force = None, False, False
 
     def _bases(self) -> list[int]:
         names = self._storage.list(self._directory)
@@ -185,7 +184,8 @@ class Opening:
         for segment in segments:
             segment.close()
         segments.clear()
-        if bases and self._newest and bases[0] > log_start:
+        known = self._in_force if self._at.replicated else self._newest
+        if bases and known and bases[0] > log_start:
             # Without its beginning a log is worth nothing: a leader elected with it would trim the others.
             self._missing(log_start, bases[0])
             self._set_aside(bases)
@@ -273,7 +273,7 @@ class Opening:
 
     def _cut(self, segment: Segment, file_size: int) -> None:
         """Throw a torn tail away."""
-        if self._damaged_mark:
+        if not self._in_force:
             self._lossy("a tail was cut, and it is not known up to where all was synced")
         self._report.cut_bytes += file_size - segment.size
         segment.give_back()
