@@ -208,8 +208,14 @@ class Catalog:
                 self.upkeep.written(partition)
         self._count(partition)
         before, partition.state = partition.state, state
-        if state.leader == self._context.identity.broker:
-            self._apply_leader(partition)
+        me = self._context.identity
+        if state.leader == me.broker:
+            if self._context.metadata.image.is_current(me.broker, me.incarnation):
+                self._apply_leader(partition)
+            else:
+                # I11: the incarnation before was elected. This one's registration brings a new epoch.
+                self.replication.forget(partition)
+                partition.stop_following()
         elif before is not state or partition.follower is None:
             self._resign(partition)
             partition.follow()
