@@ -88,8 +88,8 @@ def options_of(seed: int) -> Options:
     return Options(
         brokers=brokers,
         voters=voters,
-        trouble_ms=rng.choice((3000, 5000, 8000)),
-        every_ms=rng.choice((150, 400, 1000)),
+        trouble_ms=rng.choice((1500, 2500, 4000, 7000)),
+        every_ms=rng.choice((100, 250, 700)),
         faults=faults,
         changes=changes if rng.random() < 0.7 else (),
         topics=rng.choice((1, 1, 2)),

@@ -160,7 +160,7 @@ class Producer(Client):
         self.acks, self.idempotent = acks, idempotent
         self.simple = not idempotent and self.rng.random() < 0.5
         self.window = self.rng.choice((1, 2, 5, 5))
-        self.pause_ms = self.rng.choice((10, 30, 100))
+        self.pause_ms = self.rng.choice((15, 60, 150))
         self.size = self.rng.choice((0, 0, 50, 3000))
         self.producer_id = -1
         self.sequence = 0
@@ -335,7 +335,7 @@ class Fetcher(Client):
         self.fast = self.rng.random() < 0.6
         self.wait_ms = self.rng.choice((0, 100, 500))
         self.active = True
-        self.pause_ms = self.rng.choice((5, 50, 200))
+        self.pause_ms = self.rng.choice((10, 100, 300))
         world = self.world
         world.after(self.rng.randrange(50 * MS), self._next)
 

@@ -335,7 +335,8 @@ class Process:
         last = world.uptimes.get(self.broker)
         self.same_boot = last is not None and last.boot_id == self.boot_id
         self.clean = last is not None and last.clean
-        world.uptimes[self.broker] = Uptime("" if last is None else last.boot_id, False)
+        boot_id = self.boot_id if self.incarnation == 1 else "" if last is None else last.boot_id
+        world.uptimes[self.broker] = Uptime(boot_id, False)
         others = tuple(world.brokers)
         voting = Voting("sim", self.broker, self.incarnation, self.boot_id, others, world.voters)
         endpoints = {"client": f"ipc://c{self.broker}", "peer": f"ipc://p{self.broker}"}
