@@ -33,6 +33,37 @@ def _replay(arguments: argparse.Namespace) -> int:
     return 1 if result.violation else 0
 
 
+def _hunt(arguments: argparse.Namespace) -> int:
+    """Every planted bug until a seed has caught it."""
+    from .planted import PLANTED
+
+    missed = []
+    seeds = range(arguments.start, arguments.start + arguments.seeds)
+    for name, bug in PLANTED.items():
+        began, tried, caught = time.monotonic(), 0, None
+        undo = bug.plant()
+        with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+            for result in pool.imap(_one, seeds):
+                tried += 1
+                if result.violation is not None:
+                    caught = result
+                    break
+            pool.terminate()
+        undo()
+        spent = time.monotonic() - began
+        if caught is None:
+            missed.append(name)
+            print(f"{bug.id:8}{name}: NOT caught by {tried} seeds, {spent:.0f} s", flush=True)
+        else:
+            what = str(caught.violation)[:90]
+            print(
+                f"{bug.id:8}{name}: seed {caught.seed}, the {tried}., {spent:.0f} s: {what}",
+                flush=True,
+            )
+    print(f"{len(PLANTED) - len(missed)} of {len(PLANTED)} caught; missed: {missed}")
+    return 1 if missed else 0
+
+
 def main() -> int:
     """Run seeds; 1 if any of them has a violation."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
@@ -41,9 +72,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--log", action="store_true", help="with --seed: print what happens")
-    parser.add_argument("--planted", help="with this bug put back (planted.py)")
+    parser.add_argument("--planted", help="with this bug put back (planted.py); all: each until it is caught")
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     arguments = parser.parse_args()
+    if arguments.planted == "all":
+        return _hunt(arguments)
     if arguments.planted:
         from . import planted
 
