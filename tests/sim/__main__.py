@@ -72,7 +72,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--log", action="store_true", help="with --seed: print what happens")
-    parser.add_argument("--planted", help="with this bug put back (planted.py); all: each until it is caught")
+    parser.add_argument(
+        "--planted", help="with this bug put back (planted.py); all: each until it is caught"
+    )
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     arguments = parser.parse_args()
     if arguments.planted == "all":

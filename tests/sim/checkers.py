@@ -168,7 +168,9 @@ class Checker:
         self.metadata_terms: list[tuple[int, int]] = []  # last committed entry of each set
         self.raft_leaders: dict[int, tuple[int, int]] = {}
         self.leaders: dict[tuple[Key, int], int] = {}
-        self.started_ns: dict[Key, list[tuple[int, int]]] = {}  # epoch, when its start was committed
+        self.started_ns: dict[
+            Key, list[tuple[int, int]]
+        ] = {}  # epoch, when its start was committed
         self.fenced_ns: dict[int, int] = {}
         self.terms: dict[int, int] = {}  # broker -> highest term it has shown
         self._seen: dict[int, _Seen] = {}
@@ -261,7 +263,9 @@ class Checker:
         if raft.commit_offset < seen.commit:
             raise Violation(f"I12 {process}: commit went back to {raft.commit_offset}")
         # Who was killed may have known of a commit before it had written what was committed.
-        commit = min(raft.commit_offset, metadata.log.log_end_offset) if dying else raft.commit_offset
+        commit = (
+            min(raft.commit_offset, metadata.log.log_end_offset) if dying else raft.commit_offset
+        )
         if commit > seen.commit:
             self._committed(process, seen.commit, commit)
             seen.commit = commit
@@ -438,7 +442,9 @@ class Checker:
                 and high_watermark < replica.high_watermark
                 and replica.losses == len(truth.losses)
             ):
-                raise Violation(f"H3 {process} {partition.name}: {high_watermark} is less than before")
+                raise Violation(
+                    f"H3 {process} {partition.name}: {high_watermark} is less than before"
+                )
             replica.high_watermark = high_watermark
             replica.losses = len(truth.losses)
         if min(end, truth.end) - replica.checked > LAZY_RECORDS:
@@ -493,7 +499,9 @@ class Checker:
     def _awaits_recovery(self, key: Key) -> bool:
         """Has a recovery election been won, and its epoch not begun?"""
         state = self.image.partition(*key)
-        return state is not None and not state.started and state.recovery_epoch == state.leader_epoch
+        return (
+            state is not None and not state.started and state.recovery_epoch == state.leader_epoch
+        )
 
     def _leads(
         self, process: Process, partition: Partition, key: Key, truth: Truth, replica: Replica
@@ -533,7 +541,9 @@ class Checker:
             for position, header in batches.iterate(memoryview(data)):
                 if header.base_offset != offset:
                     raise Violation(f"I8 {partition.name}: {header.base_offset} follows {offset}")
-                one = Batch(header, data[position : position + header.batch_size], self.world.now_ns)
+                one = Batch(
+                    header, data[position : position + header.batch_size], self.world.now_ns
+                )
                 wrong = truth.extend(one)
                 if wrong is not None and not truth.losses:
                     raise Violation(wrong)
@@ -562,9 +572,7 @@ class Checker:
                     lowest = min(lowest, topic.config.minimum_isr(replicas))
         return lowest
 
-    def _compare(
-        self, process: Process, partition: Partition, key: Key, replica: Replica
-    ) -> None:
+    def _compare(self, process: Process, partition: Partition, key: Key, replica: Replica) -> None:
         """I4: what is committed is the same here, as far as this log goes."""
         truth, log = self.truths[key], partition.log
         offset = max(replica.checked, log.log_start_offset, truth.start)
@@ -580,10 +588,11 @@ class Checker:
             for _, header in batches.iterate(memoryview(data)):
                 known = truth.at(header.base_offset)
                 if known is not None and (
-                    known.header.header_crc != header.header_crc
-                    or known.end != header.end_offset
+                    known.header.header_crc != header.header_crc or known.end != header.end_offset
                 ):
-                    if member or header.end_offset <= partition.high_watermark and not truth.losses:
+                    if member or (
+                        header.end_offset <= partition.high_watermark and not truth.losses
+                    ):
                         raise Violation(
                             f"I4 {process} {partition.name} at {header.base_offset}: epoch "
                             f"{header.leader_epoch}, committed was epoch {known.header.leader_epoch}"
@@ -617,7 +626,7 @@ class Checker:
             raise Violation(f"I30 {process} answers {name} twice, or unasked: {answer}")
         info = self.expected.pop(name, None)
         if info is not None and not answer["error"]:
-            results = answer["partitions"] if "partitions" in answer else [answer]
+            results = answer.get("partitions", [answer])
             for result in results:
                 if not result["error"]:
                     seen.acks.append((info, result))
@@ -662,7 +671,7 @@ class Checker:
             return
         truth, base = self.truths[key], result["base_offset"]
         batch = truth.at(base)
-        if batch is None and base >= truth.start or base + info.count > truth.end:
+        if (batch is None and base >= truth.start) or base + info.count > truth.end:
             if any(start <= base < end for _, start, end in truth.losses):
                 return
             raise Violation(

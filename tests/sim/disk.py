@@ -130,9 +130,7 @@ class Disk(MemoryStorage):
                 if new:
                     names[new] = content
         self.files = {
-            path: content
-            for path, content in names.items()
-            if path.rpartition("/")[0] in self.dirs
+            path: content for path, content in names.items() if path.rpartition("/")[0] in self.dirs
         }
         done: set[int] = set()
         for content in self.files.values():

@@ -1,9 +1,9 @@
 """One seed, one life of a cluster: what the seed makes of it, the faults, the healing, and what must be so at the end.
 
-    trouble   clients work, faults come as the seed has chosen them (swarm: each life has a subset of kinds)
-    healing   all links whole, all disks well, all brokers up: within bounds every partition has its leader and all its
-              replicas in sync, every batch its fate, every reader is at the end (L1 to L5)
-    history   what clients saw is judged as a whole
+trouble   clients work, faults come as the seed has chosen them (swarm: each life has a subset of kinds)
+healing   all links whole, all disks well, all brokers up: within bounds every partition has its leader and all its
+          replicas in sync, every batch its fate, every reader is at the end (L1 to L5)
+history   what clients saw is judged as a whole
 """
 
 from __future__ import annotations

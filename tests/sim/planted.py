@@ -86,7 +86,9 @@ def _cut_by_one_history() -> list[tuple[Any, str, Any]]:
         if following.last_epoch(mine, my_end) < 0:
             return Truncation(min(my_end, their_end))
         last = following.last_epoch(mine, my_end)
-        return Truncation(max(min(my_end, following._end_of(last, theirs, their_end)), their_log_start))
+        return Truncation(
+            max(min(my_end, following._end_of(last, theirs, their_end)), their_log_start)
+        )
 
     return [(following, "plan_truncation", plan_truncation)]
 

@@ -188,7 +188,9 @@ class Producer(Client):
             return
         elif not self.recovering and len(self.unresolved) < self.window:
             self._make()
-        self.world.after(self.rng.randrange(self.pause_ms * MS // 2, self.pause_ms * MS * 2), self._tick)
+        self.world.after(
+            self.rng.randrange(self.pause_ms * MS // 2, self.pause_ms * MS * 2), self._tick
+        )
 
     def _init(self) -> None:
         def told(answer: Answer | None, _: list[bytes]) -> None:
@@ -409,7 +411,9 @@ class Fetcher(Client):
                     f"{None if known is None else known.values()[offset - known.base]!r}"
                 )
         if answer["high_watermark"] > truth.highest:
-            raise Violation(f"I3 {self} is told {answer['high_watermark']}, {truth.highest} is committed")
+            raise Violation(
+                f"I3 {self} is told {answer['high_watermark']}, {truth.highest} is committed"
+            )
         if records:
             self.load.history.polls.append(Poll(self.number, self.key, records, self.reset))
             self.load.read += len(records)

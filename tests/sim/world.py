@@ -421,7 +421,9 @@ class Process:
         injected = isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC)
         full = type(error).__name__ == "DiskFull"
         if not ((injected or full) and world.has_injected):
-            raise Violation(f"broker {self.broker} ended: {type(error).__name__}: {error}") from error
+            raise Violation(
+                f"broker {self.broker} ended: {type(error).__name__}: {error}"
+            ) from error
         world.trace("io error", self.broker)
         world.count("broker ended by an I/O error")
         self.die("I/O error")
@@ -735,9 +737,7 @@ class World:
         heapq.heappush(self._queue, (at_ns, next(self._order), action, args))
 
     def after(self, delay_ns: int, action: Callable[..., None], *args: Any) -> None:
-        heapq.heappush(
-            self._queue, (self.now_ns + delay_ns, next(self._order), action, args)
-        )
+        heapq.heappush(self._queue, (self.now_ns + delay_ns, next(self._order), action, args))
 
     def run_until(self, end_ns: int, done: Callable[[], bool] | None = None) -> bool:
         """Let things happen until then, or until `done`, which is asked every 20 events."""
