@@ -331,11 +331,19 @@ class Partition:
         stored_end: int,
         durability: str,
         now_ns: int,
+        *,
+        can_append: bool,
     ) -> bool:
         """A follower's stored end; True if the high watermark moved."""
         assert self.leader is not None
         moved = self.leader.report(
-            message.broker, message.incarnation, leader_epoch, stored_end, durability, now_ns
+            message.broker,
+            message.incarnation,
+            leader_epoch,
+            stored_end,
+            durability,
+            now_ns,
+            can_append,
         )
         return self._moved(moved)
 
@@ -454,4 +462,8 @@ class Partition:
         self.window.drop()
         if self.leader is not None:
             self._moved(self.leader.trimmed(offset))
+        elif self.follower is not None:
+            self.follower.trimmed(offset)
+        else:
+            self._high_watermark = max(self._high_watermark, offset)
         return jobs

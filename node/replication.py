@@ -40,11 +40,10 @@ class _Pull:
     fetch_seq: int = 0
     fetch_sent_ns: int = 0
     fetched: dict[Key, tuple[int, int]] = field(default_factory=dict)  # (epoch, stored end) in it
-    epochs_seq: int = 0
-    epochs_sent_ns: int = 0
-    asked: set[Key] = field(default_factory=set)
+    epochs_sent_ns: int = 0  # the newest question; 0: none is open
     due: bool = True  # something has changed: look what to send
     paused: dict[Key, int] = field(default_factory=dict)
+    no_space: dict[Key, int] = field(default_factory=dict)  # until when nothing is asked for
 
 
 @dataclass(slots=True)
@@ -118,7 +117,8 @@ class Replication:
         self._parked.pop(broker, None)
         pull = self._pulls.get(broker)
         if pull is not None:
-            pull.fetch_seq = pull.epochs_seq = 0
+            pull.fetch_seq = 0
+            self._ask_again(pull)
 
     # -- the turn -------------------------------------------------------------------------------------
 
@@ -157,11 +157,14 @@ class Replication:
         for leader, pull in self._pulls.items():
             if pull.fetch_seq and now_ns - pull.fetch_sent_ns > RESEND_NS:
                 pull.fetch_seq, pull.due = 0, True
-            if pull.epochs_seq and now_ns - pull.epochs_sent_ns > RESEND_NS:
-                pull.epochs_seq, pull.due = 0, True
+            if pull.epochs_sent_ns and now_ns - pull.epochs_sent_ns > RESEND_NS:
+                self._ask_again(pull)
             if pull.paused and min(pull.paused.values()) <= now_ns:
                 pull.paused = {key: at for key, at in pull.paused.items() if at > now_ns}
                 pull.due = True
+            if pull.no_space and min(pull.no_space.values()) <= now_ns:
+                pull.no_space = {key: at for key, at in pull.no_space.items() if at > now_ns}
+                pull.fetch_seq, pull.due = 0, True
             if pull.due:
                 pull.due = False
                 self._ask_epochs(leader, pull, now_ns)
@@ -171,10 +174,10 @@ class Replication:
         """When there is something to do though nothing comes."""
         due = [parked.deadline_ns for parked in self._parked.values()]
         for pull in self._pulls.values():
-            due += pull.paused.values()
+            due += (*pull.paused.values(), *pull.no_space.values())
             if pull.fetch_seq:
                 due.append(pull.fetch_sent_ns + RESEND_NS)
-            if pull.epochs_seq:
+            if pull.epochs_sent_ns:
                 due.append(pull.epochs_sent_ns + RESEND_NS)
         return min(due, default=None)
 
@@ -190,23 +193,23 @@ class Replication:
         }
 
     def _ask_epochs(self, leader: int, pull: _Pull, now_ns: int) -> None:
-        wanted = self._in_state(pull, State.RECONCILING)
-        if not wanted or (pull.epochs_seq and wanted.keys() <= pull.asked):
-            return
+        wanted = []
         self._seq += 1
-        pull.epochs_seq, pull.epochs_sent_ns, pull.asked = self._seq, now_ns, set(wanted)
-        for partition in wanted.values():
+        for key, partition in self._in_state(pull, State.RECONCILING).items():
+            follower = partition.follower
+            assert follower is not None
+            if follower.wants_epochs:
+                follower.asked(self._seq)
+                wanted.append(peers.EpochWanted(*key, follower.leader_epoch))
+        if wanted:
+            pull.epochs_sent_ns = now_ns
+            self._send(leader, peers.EpochQuestion(seq=self._seq, partitions=wanted), ())
+
+    def _ask_again(self, pull: _Pull) -> None:
+        pull.epochs_sent_ns, pull.due = 0, True
+        for partition in self._in_state(pull, State.RECONCILING).values():
             assert partition.follower is not None
-            partition.follower.asked(self._seq)
-        question = peers.EpochQuestion(
-            seq=self._seq,
-            partitions=[
-                peers.EpochWanted(*key, partition.follower.leader_epoch)
-                for key, partition in wanted.items()
-                if partition.follower is not None
-            ],
-        )
-        self._send(leader, question, ())
+            partition.follower.reset()
 
     def _fetch(self, leader: int, pull: _Pull, now_ns: int) -> None:
         fetching = self._in_state(pull, State.FETCHING)
@@ -227,6 +230,7 @@ class Replication:
                     stored,
                     partition.counted_by,
                     partition.log.epochs.last_epoch,
+                    key not in pull.no_space,
                 )
             )
         fetch = peers.ReplicaFetch(seq=self._seq, partitions=positions, max_wait_ms=FETCH_WAIT_MS)
@@ -235,9 +239,9 @@ class Replication:
     def handle_epochs(self, message: peers.EpochAnswer, now_ns: int) -> None:
         """A leader's epoch histories."""
         pull = self._pulls.get(message.broker)
-        if pull is None or message.seq != pull.epochs_seq:
+        if pull is None:
             return
-        pull.epochs_seq, pull.due = 0, True
+        pull.due = True
         for entry in message.partitions:
             partition = pull.followed.get((entry.topic_id, entry.partition))
             if partition is None or partition.follower is None:
@@ -304,7 +308,7 @@ class Replication:
             pull.paused[key] = now_ns + PAUSE_NS
         except DiskFull as error:
             journal.warning("disk full", partition=str(partition.name), reason=str(error))
-            pull.paused[key] = now_ns + NO_SPACE_PAUSE_NS
+            pull.no_space[key] = now_ns + NO_SPACE_PAUSE_NS
 
     # -- leader ---------------------------------------------------------------------------------------
 
@@ -320,6 +324,7 @@ class Replication:
                     wanted.stored_end,
                     wanted.durability,
                     now_ns,
+                    can_append=wanted.can_append,
                 )
         wait_ns = fetch.max_wait_ms * NS_PER_MS
         self._parked[fetch.broker] = _Parked(fetch, now_ns + wait_ns, ready=True)
@@ -341,8 +346,12 @@ class Replication:
         stored_end: int,
         durability: str,
         now_ns: int,
+        *,
+        can_append: bool = True,
     ) -> None:
-        moved = partition.report(message, epoch, stored_end, durability, now_ns)
+        moved = partition.report(
+            message, epoch, stored_end, durability, now_ns, can_append=can_append
+        )
         self._reported(partition, moved)
 
     def _serve(self, broker: int, parked: _Parked, *, late: bool) -> None:
@@ -377,7 +386,8 @@ class Replication:
             end = partition.log.log_end_offset
             if not error and not log_start <= wanted.position <= end:
                 error = int(Code.OFFSET_OUT_OF_RANGE)
-            if not error and wanted.position < end and (first or room > 0):
+            wants = wanted.can_append and wanted.position < end
+            if not error and wants and (first or room > 0):
                 error, data = self._read_for(partition, key, wanted.position, room, first)
         entry = peers.FetchedPartition(*key, error, epoch, len(data), high_watermark, log_start)
         return entry, data

@@ -313,12 +313,10 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
 NOT_BUILT = frozenset(
     native_name(k)
     for k in (
-        "min.insync.replicas cleanup.policy retention.ms retention.bytes segment.ms partitioner "
+        "cleanup.policy retention.ms retention.bytes segment.ms partitioner "
         "min.cleanable.dirty.ratio min.compaction.lag.ms max.compaction.lag.ms delete.retention.ms "
-        "message.timestamp.type unclean.leader.election ring.mode replication.factor compression.type "
-        "retention.check.ms replica.lag.time.max.ms recovery.wait.ms disk.budget.bytes "
-        "disk.reserve.bytes max.clients broker.heartbeat.ms broker.hang.timeout.ms fence.kill "
-        "lane.bytes"
+        "message.timestamp.type ring.mode replication.factor compression.type retention.check.ms "
+        "disk.budget.bytes disk.reserve.bytes max.clients fence.kill lane.bytes"
     ).split()
 )
 

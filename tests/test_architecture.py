@@ -17,6 +17,7 @@ OWNERS = {
     "zmq": {
         "shmlog/client/transport.py",
         "shmlog/control.py",
+        "node/health.py",
         "node/io/wire.py",
         "node/supervisor.py",
     },

@@ -84,10 +84,10 @@ def seen_settings(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
 @pytest.mark.parametrize(
     "line",
     [
-        "-d /c --json --timeout 5s -q -vv probe",
-        "probe -d /c --json --timeout 5s -q -vv",
-        "-d /c -q probe --output json --timeout 5 -vv",
-        "-d /other --output table outer --timeout 1h -q inner -d /c --json --timeout 5s -vv",
+        "-d /c --json --timeout 5s -q probe",
+        "probe -d /c --json --timeout 5s -q",
+        "-d /c -q probe --output json --timeout 5",
+        "-d /other --output table outer --timeout 1h -q inner -d /c --json --timeout 5s",
     ],
 )
 def test_global_options_are_taken_before_and_after_the_command(
@@ -96,7 +96,6 @@ def test_global_options_are_taken_before_and_after_the_command(
     settings = seen_settings(monkeypatch, *line.split())
     assert (settings.where, settings.output, settings.timeout_s) == ("/c", "json", 5.0)
     assert settings.quiet
-    assert settings.verbose == 2
 
 
 def test_the_environment_stands_in_for_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,20 +222,75 @@ def test_up_status_kill_down_up_by_command(cluster: Path) -> None:
     )
 
 
-@pytest.mark.process
-def test_down_stops_brokers_that_outlived_their_supervisor(cluster: Path) -> None:
-    assert shmlog("up", "--dir", cluster, "--detach").returncode == 0
-    supervisor = directory.read_supervisor(cluster)
+def kill_supervisor(path: Path) -> None:
+    supervisor = directory.read_supervisor(path)
     assert supervisor is not None
     process.kill(supervisor.pid)
     launch.wait_for_end([supervisor.pid], PATIENCE_S)
+
+
+@pytest.mark.process
+def test_down_stops_brokers_that_outlived_their_supervisor(cluster: Path) -> None:
+    assert shmlog("up", "--dir", cluster, "--detach").returncode == 0
+    kill_supervisor(cluster)
     pid = pid_of(cluster)
-    refused = shmlog("up", "--dir", cluster, "--detach")
-    assert refused.returncode == 2
-    assert f"broker 0 (pid {pid})" in refused.stderr
-    assert f"shmlog -d {cluster} down" in refused.stderr
+    assert shmlog("-d", cluster, "restart", 0).returncode == 5  # nobody would start it again
     assert shmlog("-d", cluster, "down").returncode == 0
     assert not process.is_alive(pid)
+
+
+@pytest.mark.process
+def test_up_adopts_brokers_that_outlived_their_supervisor(cluster: Path) -> None:
+    assert shmlog("up", "--dir", cluster, "-n", 2, "--detach").returncode == 0
+    kill_supervisor(cluster)
+    pids = {b: entry.pid for b, entry in directory.read_brokers(cluster).items()}
+    up = shmlog("up", "--dir", cluster, "--detach")
+    assert up.returncode == 0, up.stderr
+    assert f"broker 1   ready   pid {pids[1]}" in up.stderr
+    assert {b: entry.pid for b, entry in directory.read_brokers(cluster).items()} == pids
+    assert shmlog("-d", cluster, "down").returncode == 0
+    assert not any(map(process.is_alive, pids.values()))
+    assert directory.read_supervisor(cluster) is None
+
+
+@pytest.mark.process
+def test_restart_by_command(cluster: Path) -> None:
+    assert shmlog("up", "--dir", cluster, "--detach").returncode == 0
+    first = pid_of(cluster)
+    for arguments in ([0], ["--rolling"]):
+        done = shmlog("-d", cluster, "restart", *arguments)
+        assert done.returncode == 0, done.stderr
+        second = pid_of(cluster)
+        assert done.stderr == f"broker 0   ready   pid {second}\n"
+        assert second != first
+        first = second
+    health = json.loads(shmlog("status", "--json", "-d", cluster).stdout)
+    assert health["brokers"][0]["restarts"] == 2
+    for arguments in ([], [0, "--rolling"], ["x"]):
+        assert shmlog("-d", cluster, "restart", *arguments).returncode == 2
+    done = shmlog("-d", cluster, "restart", 7)
+    assert (done.returncode, done.stderr) == (3, "no broker 7: there are 0\n")
+
+
+@pytest.mark.process
+def test_the_data_may_lie_on_another_disk(cluster: Path, short_dir: Path) -> None:
+    directory.create_cluster(cluster, 1)
+    with directory.cluster_file(cluster).open("a") as file:
+        file.write(f'[broker.0]\ndata = "{short_dir}/disk/zero"\n')
+    assert shmlog("up", "--dir", cluster, "--detach").returncode == 0
+    assert shmlog("-d", cluster, "topic", "create", "t").returncode == 0
+    assert registry.data_dir_owner(short_dir / "disk" / "zero") == pid_of(cluster)
+    kill_supervisor(cluster)
+    assert shmlog("-d", cluster, "down").returncode == 0  # it finds whom to stop by their data
+    assert sorted(x.name for x in cluster.iterdir()) == ["cluster.toml", "run"]
+    done = shmlog("fsck", cluster, "--json")
+    assert {x["partition"] for x in json.loads(done.stdout)["partitions"]} == {
+        "__cluster_metadata-0",
+        "t-0",
+    }
+    lock = registry.lock_data_dir(short_dir / "disk" / "zero")
+    assert shmlog("fsck", cluster).returncode == 2  # somebody has the data
+    os.close(lock)
 
 
 @pytest.mark.process
@@ -261,9 +315,13 @@ def test_up_says_why_it_cannot(short_dir: Path) -> None:
         assert done.returncode == 2
         assert "the system allows 107: choose a shorter --dir" in done.stderr
         assert not long.exists()
-        done = shmlog("up", "--dir", short_dir / "c", "-n", 3, *detach)
+        done = shmlog("up", "--dir", short_dir / "c", "-n", 0, *detach)
         assert done.returncode == 2
-        assert "one broker in this version" in done.stderr
+        assert "x>=1" in done.stderr
+    directory.create_cluster(short_dir / "two", 2)
+    done = shmlog("up", "--dir", short_dir / "two", "-n", 3)
+    assert done.returncode == 2
+    assert "is a cluster of 2, not of 3" in done.stderr
 
 
 def test_nothing_there_is_exit_5(short_dir: Path) -> None:
@@ -297,6 +355,10 @@ def test_dev_is_found_shows_a_kill_and_leaves_nothing(short_dir: Path, ending: i
 
     show_until("Ctrl-C stops the brokers and removes everything.")
     path = Path(next(x.split()[1] for x in shown if "directory" in x))
+    lines = [x.split() for x in shown if x.startswith("  broker ")]
+    assert [x[:4] for x in lines] == [["broker", str(b), "ready", "pid"] for b in range(3)]
+    assert [int(x[4]) for x in lines] == [e.pid for e in directory.read_brokers(path).values()]
+    assert sum(x[5:] == ["controller"] for x in lines) == 1
     pid = int(shmlog("status", "--pid", 0, env=environment).stdout)
     process.kill(pid)
     show_until(f"broker 0 (pid {pid}) killed by signal 9; restarting in 100 ms")

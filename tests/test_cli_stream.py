@@ -3,6 +3,7 @@ they end."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ import pytest
 
 from shmlog.cli.main import execute
 from shmlog.client import consumer
+from shmlog.client.client import Client
 from shmlog.clock import SYSTEM_CLOCK
 
 pytestmark = pytest.mark.process
@@ -34,6 +36,7 @@ def shmlog(shmlog_cluster, capfdbinary):
         out, err = capfdbinary.readouterr()
         return status, out, err.decode()
 
+    run.dir = shmlog_cluster.dir
     return run
 
 
@@ -392,3 +395,43 @@ def test_what_the_broker_refuses_is_counted_and_decides_the_exit_status(shmlog, 
     status, _, err = shmlog("produce", topic, file(b"1 %d bad\n" % in_2200), *form)
     assert status == 1
     assert err.startswith(f"sent 0, failed 1: 3 bytes, {topic}\n")
+
+
+# -- time-outs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [("-n", 3), ("-n", 3, "-o", "1:")])
+def test_consume_that_is_to_end_ends_with_4_when_its_time_is_up(shmlog, shmlog_topic, limit):
+    topic = topic_of(shmlog, shmlog_topic)
+    with Client(shmlog.dir) as client:
+        client.produce(topic, b"one")
+        client.produce(topic, b"two")
+    started = SYSTEM_CLOCK.monotonic_ns()
+    status, out, err = shmlog("consume", topic, *limit, "--timeout", "300ms")
+    assert status == 4
+    assert out.endswith(b"two\n")  # what is there is shown
+    assert err.startswith("the end did not come within 0.3 s")
+    assert SYSTEM_CLOCK.monotonic_ns() - started < 5 * 10**9
+    assert shmlog("consume", topic, "-e", "--timeout", "30s")[:2] == (0, b"one\ntwo\n")
+
+
+def test_produce_gives_a_record_up_when_its_time_is_up(shmlog_cluster_factory, monkeypatch, capfd):
+    cluster = shmlog_cluster_factory(settings={"auto_create_topics": True})
+    client = cluster.client()
+    client.produce("t", b"x")
+    monkeypatch.setenv("SHMLOG_TIMEOUT", "500ms")
+    lines = itertools.chain([b"first\n"], paused_then(cluster, b"second\n"))
+    monkeypatch.setattr("shmlog.cli.produce._chunks", lambda source, bar: lines)
+    started = SYSTEM_CLOCK.monotonic_ns()
+    assert execute(["-d", str(cluster.dir), "produce", "t"]) == 6
+    assert SYSTEM_CLOCK.monotonic_ns() - started < 10 * 10**9
+    assert "sent 1, failed 1" in capfd.readouterr().err
+    cluster.resume(0)
+
+
+def paused_then(cluster, line):
+    cluster.wait_isr("t")
+    while b"first" not in [r.value for r in cluster.client().consume("t", stop="latest")]:
+        pass
+    cluster.pause(0)
+    yield line

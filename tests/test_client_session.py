@@ -130,6 +130,33 @@ def test_a_call_is_repeated_with_growing_pauses_and_goes_to_another_broker() -> 
     assert not h.outcomes
 
 
+def test_a_call_goes_to_whom_the_answer_names_and_elsewhere_if_that_one_is_gone() -> None:
+    h = Harness([A, B])
+    h.session.call(InitProducer(op="init_producer", id=0), h.done, h.now, h.now + 60 * NS_PER_S)
+    (asked, first) = h.sent()[0]
+    other = B if asked == A else A
+    named = "ipc:///named"
+    not_leader = ErrorAnswer(
+        id=first["id"],
+        error=6,
+        name="NOT_LEADER_OR_FOLLOWER",
+        retriable=True,
+        message="m",
+        leader=2,
+        endpoint=named,
+    )
+    h.answer(asked, not_leader)
+    h.pass_time(10 * NS_PER_MS)
+    [(endpoint, message)] = h.sent()
+    assert endpoint == named
+    h.session.lost(named, h.now)
+    h.pass_time(20 * NS_PER_MS)
+    [(endpoint, message)] = h.sent()
+    assert endpoint in (asked, other)
+    h.answer(endpoint, new_id(message["id"]))
+    assert h.outcomes[0].answer == new_id(message["id"])
+
+
 def test_busy_waits_as_long_as_the_broker_asks() -> None:
     h = Harness([A])
     h.session.call(Hello(op="hello", id=0), h.done, h.now, h.now + 60 * NS_PER_S)

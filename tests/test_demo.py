@@ -91,7 +91,7 @@ def test_sums_made_in_parts_are_those_of_the_whole(flights):
 def test_the_demo_ends_well_in_time_and_leaves_nothing(tmp_path):
     started_ns = SYSTEM_CLOCK.monotonic_ns()
     done = subprocess.run(
-        [sys.executable, "-c", "from shmlog.cli.main import run; run()", "demo"],
+        [sys.executable, "-c", "from shmlog.cli.main import run; run()", "demo", "-n", "1"],
         capture_output=True,
         text=True,
         timeout=4 * DEMO_BUDGET_S,
@@ -103,7 +103,7 @@ def test_the_demo_ends_well_in_time_and_leaves_nothing(tmp_path):
     verdict = done.stdout.splitlines()[-5:]
     assert all(line.startswith("ok ") for line in verdict), verdict
     assert "20,000 of 20,000 records are there, each exactly once" in verdict[0]
-    assert re.search(r"kill -9 \d+: broker 0 is dead", done.stderr)
+    assert re.search(r"kill -9 \d+: broker 0, leader of flights-0, is dead", done.stderr)
     assert re.search(r"broker 0 is back: pid \d+, [\d,]+ ms later", done.stderr)
     assert "\x1b" not in done.stdout + done.stderr
     directory = re.search(rf"{tempfile.gettempdir()}/shmlog-\S+(?=:)", done.stderr)
@@ -114,7 +114,7 @@ def test_the_demo_ends_well_in_time_and_leaves_nothing(tmp_path):
 @pytest.mark.process
 def test_a_demo_that_is_interrupted_ends_at_once_and_leaves_nothing():
     demo = subprocess.Popen(
-        [sys.executable, "-c", "from shmlog.cli.main import run; run()", "demo"],
+        [sys.executable, "-c", "from shmlog.cli.main import run; run()", "demo", "-n", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -65,7 +65,19 @@ def test_a_new_cluster_is_private_and_reads_back_as_made(short_dir: Path) -> Non
         ('cluster = "a"\nbrokers = [0]', "format None"),
         ('format = 1\nclustr = "a"\nbrokers = [0]', "unknown key 'clustr'; did you mean 'cluster'"),
         ('format = 1\ncluster = "a b"\nbrokers = [0]', "letters and digits"),
-        ('format = 1\ncluster = "a"\nbrokers = [0, 1]', "one broker in this version"),
+        ('format = 1\ncluster = "a"\nbrokers = [0, 0]', "each once"),
+        ('format = 1\ncluster = "a"\nbrokers = []', "at least one"),
+        ('format = 1\ncluster = "a"\nbrokers = [-1]', "whole numbers from 0"),
+        ('format = 1\ncluster = "a"\nbrokers = [0, 1]\nvoters = [0, 1]', "1, 3 or 5 of the"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\nvoters = [1]', "1, 3 or 5 of the"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\nvoters = 0', "voters = 0: must be a list"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\n[broker.1]\ndata = "x"', "there are brokers 0"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\n[broker.0]\ndate = "x"', "did you mean 'data'"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\n[broker.0]\ndata = 1', "must be a path"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\n[broker.0]\ndata = "run"', "in use already"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\n[broker.0]\ndata = "."', "in use already"),
+        ('format = 1\ncluster = "a"\nbrokers = [0, 1]\n[broker.0]\ndata = "broker-1/x"', "in use"),
+        ('format = 1\ncluster = "a"\nbrokers = [0]\nbroker = 1', r"\[broker.0\]"),
         ('format = 1\ncluster = "a"\nbrokers = [true]', "whole numbers"),
         ('format = 1\ncluster = "a"\nbrokers = [0]\n[topic]\ndurabilty = "os"', "'durability'"),
         ('format = 1\ncluster = "a"\nbrokers = [0]\n[topic]\nring_bytes = "300KiB"', "4 x"),
@@ -115,8 +127,8 @@ def test_a_directory_with_other_things_in_it_is_not_made_a_cluster(short_dir: Pa
 def test_a_refused_cluster_leaves_no_file(short_dir: Path) -> None:
     with pytest.raises(InvalidConfig, match="4 x"):
         directory.create_cluster(short_dir / "c", 1, topic={"ring_bytes": "300KiB"})
-    with pytest.raises(InvalidConfig, match="one broker in this version"):
-        directory.create_cluster(short_dir / "d", 3)
+    with pytest.raises(InvalidConfig, match="at least one"):
+        directory.create_cluster(short_dir / "d", 0)
     assert not directory.cluster_file(short_dir / "c").exists()
     assert not (short_dir / "d").exists()
 
@@ -127,13 +139,61 @@ def test_no_cluster_is_said_so(short_dir: Path) -> None:
 
 
 def test_a_socket_path_may_have_107_bytes_and_no_more(short_dir: Path) -> None:
-    name = "run/broker-0.sock"
-    longest = Path("/" + "d" * (107 - len(name) - 2))
-    assert len(str(directory.client_socket(longest, 0))) == 107
-    with pytest.raises(InvalidConfig, match=r"is 108 bytes, the system allows 107: .*--dir"):
-        directory.client_socket(Path(f"{longest}d"), 0)
-    with pytest.raises(InvalidConfig, match="is 108 bytes"):  # two bytes for the letter
-        directory.client_socket(Path(f"{str(longest)[:-1]}é"), 0)
+    for socket, name in (
+        (directory.client_socket, "run/broker-0.sock"),
+        (directory.peer_socket, "run/broker-0.peer.sock"),
+    ):
+        longest = Path("/" + "d" * (107 - len(name) - 2))
+        assert len(str(socket(longest, 0))) == 107
+        with pytest.raises(InvalidConfig, match=r"is 108 bytes, the system allows 107: .*--dir"):
+            socket(Path(f"{longest}d"), 0)
+        with pytest.raises(InvalidConfig, match="is 108 bytes"):  # two bytes for the letter
+            socket(Path(f"{str(longest)[:-1]}é"), 0)
+
+
+def test_a_cluster_is_not_made_where_its_longest_socket_has_no_room(short_dir: Path) -> None:
+    room = 107 - len(f"{short_dir}/") - len("/run/broker-9.peer.sock")
+    path = short_dir / ("d" * room)
+    with pytest.raises(InvalidConfig, match=r"108 bytes.*broker-10\.peer\.sock"):
+        directory.create_cluster(path, 11)
+    assert not path.exists()
+    directory.create_cluster(path, 10)
+    moved = path.rename(f"{path}d")
+    with pytest.raises(InvalidConfig, match="108 bytes"):
+        directory.open_cluster(moved)
+
+
+@pytest.mark.parametrize(
+    ("brokers", "voters"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (9, 5)]
+)
+def test_the_first_one_three_or_five_brokers_vote(
+    short_dir: Path, brokers: int, voters: int
+) -> None:
+    made = directory.create_cluster(short_dir, brokers)
+    assert made.brokers == tuple(range(brokers))
+    assert made.voters == tuple(range(voters))
+    file = directory.cluster_file(short_dir)
+    # The file says so, lest a broker that is added later makes others vote.
+    assert f"voters = {list(range(voters))}\n" in file.read_text()
+    kept = [line for line in file.read_text().splitlines() if "voters" not in line]
+    file.write_text("\n".join(kept))
+    assert directory.load_cluster(short_dir).voters == made.voters
+
+
+def test_a_data_directory_may_lie_elsewhere(short_dir: Path) -> None:
+    path, disk = short_dir / "c", short_dir / "disk"
+    directory.create_cluster(path, 3)
+    with directory.cluster_file(path).open("a") as file:
+        file.write(f'[broker.1]\ndata = "{disk}/one"\n[broker.2]\ndata = "../two"\n[broker.0]\n')
+    assert directory.load_cluster(path).data_dirs == {
+        0: path / "broker-0",
+        1: disk / "one",
+        2: short_dir / "two",
+    }
+    (short_dir / "two").mkdir(mode=0o777)
+    (short_dir / "two").chmod(0o777)
+    with pytest.raises(InvalidConfig, match="two has mode 0777"):
+        directory.load_cluster(path)
 
 
 # -- who lives ----------------------------------------------------------------------------------
@@ -196,6 +256,30 @@ def test_a_death_that_was_seen_is_dated(cluster: Path) -> None:
         raise directory.nobody_lives(cluster)
 
 
+def test_a_pidfd_is_taken_of_who_holds_the_lock_and_of_nobody_else(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E4: the pid may be another process's by the time it is opened."""
+    assert directory.watch_broker(cluster, 0) is None
+    mine = registry.Registration(directory.registry_file(cluster, 0))
+    mine.publish(entry(pid=os.getpid()))
+    found = directory.watch_broker(cluster, 0)
+    assert found is not None
+    assert found[0].pid == os.getpid()
+    assert not process.has_ended(found[1])
+    os.close(found[1])
+    open_pidfd, before = process.open_pidfd, process.open_descriptors()
+
+    def open_late(pid: int) -> int | None:
+        mine.close(remove=False)  # it dies in between
+        return open_pidfd(pid)
+
+    monkeypatch.setattr(process, "open_pidfd", open_late)
+    assert directory.watch_broker(cluster, 0) is None
+    assert process.open_descriptors() == before - 1  # the registration's
+    assert directory.watch_broker(cluster, 0) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind":"broker"}', b"\xff\xfe"])
 def test_half_a_registration_is_none(cluster: Path, content: bytes) -> None:
     directory.registry_file(cluster, 0).write_bytes(content)
@@ -205,7 +289,7 @@ def test_half_a_registration_is_none(cluster: Path, content: bytes) -> None:
 def test_kill_minus_9_frees_the_lock(cluster: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from shmlog import directory, registry\n"
-        "path = Path(sys.argv[1]); registry.lock_data_dir(directory.data_dir(path, 0))\n"
+        "path = Path(sys.argv[1]) / 'broker-0'; registry.lock_data_dir(path)\n"
         "print('locked', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
@@ -213,7 +297,7 @@ def test_kill_minus_9_frees_the_lock(cluster: Path) -> None:
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"locked\n"
-    data_dir = directory.data_dir(cluster, 0)
+    data_dir = directory.load_cluster(cluster).data_dirs[0]
     assert registry.data_dir_owner(data_dir) == child.pid
     with pytest.raises(InvalidConfig, match=rf"already runs on .* \(pid {child.pid}\)"):
         registry.lock_data_dir(data_dir)
@@ -224,7 +308,7 @@ def test_kill_minus_9_frees_the_lock(cluster: Path) -> None:
 
 
 def test_asking_who_owns_a_directory_never_keeps_a_broker_out(cluster: Path) -> None:
-    data_dir = directory.data_dir(cluster, 0)
+    data_dir = directory.load_cluster(cluster).data_dirs[0]
     os.close(registry.lock_data_dir(data_dir))
     code = (
         "import sys; from pathlib import Path; from shmlog import registry\n"
@@ -277,32 +361,36 @@ def test_the_memory_of_the_dead_is_unlinked_by_list_and_nothing_else(cluster: Pa
     file = directory.memory_list_file(cluster, 0)
     with file.open("a") as lines:
         lines.write("/slneverexisted\n/etc/passwd\n/sl../x\nsl\n/sltorn")
-    assert directory.unlink_memory_of_dead(cluster, 0) == [name, "/slneverexisted", "/sltorn"]
+    assert directory.unlink_memory_of_dead(directory.load_cluster(cluster), 0) == [
+        name,
+        "/slneverexisted",
+        "/sltorn",
+    ]
     with pytest.raises(posix_ipc.ExistentialError):
         posix_ipc.SharedMemory(name)
     assert file.read_bytes() == b""
-    assert directory.unlink_memory_of_dead(cluster, 0) == []
+    assert directory.unlink_memory_of_dead(directory.load_cluster(cluster), 0) == []
 
 
 def test_the_memory_of_the_living_stays(cluster: Path) -> None:
     name = listed_memory(cluster)
     mine = registry.Registration(directory.registry_file(cluster, 0))
     mine.publish(entry())
-    assert directory.unlink_memory_of_dead(cluster, 0) == []
+    assert directory.unlink_memory_of_dead(directory.load_cluster(cluster), 0) == []
     os.close(posix_ipc.SharedMemory(name).fd)
     mine.close()
-    assert directory.unlink_memory_of_dead(cluster, 0) == [name]
+    assert directory.unlink_memory_of_dead(directory.load_cluster(cluster), 0) == [name]
 
 
 def test_a_broker_that_starts_keeps_its_memory_before_it_is_registered(cluster: Path) -> None:
     name = listed_memory(cluster)
-    data_dir = directory.data_dir(cluster, 0)
+    data_dir = directory.load_cluster(cluster).data_dirs[0]
     fd = registry.lock_data_dir(data_dir)
     (data_dir / "lock").write_text("1\n")  # as if another process had it
-    assert directory.unlink_memory_of_dead(cluster, 0) == []
+    assert directory.unlink_memory_of_dead(directory.load_cluster(cluster), 0) == []
     os.close(fd)
     fd = registry.lock_data_dir(data_dir)  # its own next incarnation may clean up
-    assert directory.unlink_memory_of_dead(cluster, 0) == [name]
+    assert directory.unlink_memory_of_dead(directory.load_cluster(cluster), 0) == [name]
     os.close(fd)
 
 

@@ -138,7 +138,7 @@ def test_the_command_reports_and_changes_nothing(
 def test_a_locked_data_directory_is_refused(
     cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fd = registry.lock_data_dir(directory.data_dir(cluster, 0))
+    fd = registry.lock_data_dir(directory.load_cluster(cluster).data_dirs[0])
     try:
         assert cli.execute(["fsck", str(cluster)]) == 2
         assert f"pid {os.getpid()}" in capsys.readouterr().err

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from shmlog import directory, launch, process
-from shmlog.errors import ClusterNotFound, InvalidConfig, ServerError, ShmlogError
+from shmlog.errors import (
+    ClusterNotFound,
+    InvalidConfig,
+    RequestTimedOut,
+    ServerError,
+    ShmlogError,
+    UnknownTopic,
+)
+from shmlog.protocol.messages import PartitionInfo
 from shmlog.testing import cluster as testing
 from shmlog.testing.cluster import LocalCluster
 
@@ -40,6 +48,59 @@ def test_it_serves_comes_back_after_a_kill_and_leaves_nothing() -> None:
     with pytest.raises(ClusterNotFound):
         _ = cluster.supervisor_pid
     cluster.stop()
+
+
+def test_three_brokers_are_killed_paused_and_restarted_one_by_one() -> None:
+    with LocalCluster(brokers=3) as cluster:
+        first = cluster.pids
+        assert set(first) == {0, 1, 2}
+        assert cluster.pause(1) == first[1]
+        assert process.is_alive(first[1])
+        assert cluster.resume(1) == first[1]
+        assert cluster.kill(2) == first[2]
+        with pytest.raises(ClusterNotFound, match=r"broker 2 .* is not running"):
+            cluster.pause(2)
+        cluster.wait_ready()
+        second = cluster.pids
+        assert {b for b in first if first[b] != second[b]} == {2}
+
+
+def test_a_paused_broker_is_no_reason_to_wait_at_the_end() -> None:
+    with LocalCluster(brokers=2) as cluster:
+        pid = cluster.pause(0)
+        started = time.monotonic()
+    assert time.monotonic() - started < 8  # it is not waited for until it is killed
+    assert not process.is_alive(pid)
+
+
+def test_leaders_and_replicas_are_waited_for() -> None:
+    with LocalCluster() as cluster:
+        with pytest.raises(UnknownTopic, match="no topic 't'"):
+            cluster.leader("t", 0)
+        cluster.client().admin.create_topic("t", 2)
+        assert cluster.leader("t", 1) == 0
+        cluster.wait_isr("t", timeout=1)
+        cluster.kill(0)
+        assert cluster.wait_leader("t", 1, timeout=20) == 0
+        pid = cluster.pids[0]
+        cluster.restart(0)
+        cluster.restart()
+        assert cluster.pids[0] != pid
+    with pytest.raises(ClusterNotFound):
+        cluster.restart()
+
+
+def test_a_wait_that_is_over_says_what_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = LocalCluster(3)
+    info = PartitionInfo(partition=4, leader=1, leader_epoch=1, replicas=[0, 1], isr=[1])
+    monkeypatch.setattr(cluster, "_partitions", lambda _: [info] * 5)
+    try:
+        with pytest.raises(RequestTimedOut, match=r"after 0\.01 s t-4 is led by 1"):
+            cluster.wait_leader("t", 4, timeout=0.01)
+        with pytest.raises(RequestTimedOut, match=r"t: not in sync: \[4, 4"):
+            cluster.wait_isr("t", timeout=0.01)
+    finally:
+        cluster.stop()
 
 
 def test_it_ends_with_its_owner_even_by_kill_minus_9() -> None:
@@ -98,8 +159,8 @@ def test_wrong_settings_are_refused_and_no_directory_is_left(
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     with pytest.raises(InvalidConfig, match="durability"):
         LocalCluster(topic={"durability": "maybe"})
-    with pytest.raises(InvalidConfig, match="one broker in this version"):
-        LocalCluster(3)
+    with pytest.raises(InvalidConfig, match="at least one"):
+        LocalCluster(0)
     assert next(made, None) is None
     assert os.listdir(short_dir) == []
 

@@ -146,7 +146,8 @@ def test_the_table_of_errors_is_total_both_ways() -> None:
         assert type(error) is TABLE[code].raises
         assert (error.code, error.name, error.topic) == (code, code.name, "t")
         assert error.hint
-        assert 1 <= error.exit_status <= 7
+        low = 0 if code is Code.ELECTION_NOT_NEEDED else 1  # that one counts as done
+        assert low <= error.exit_status <= 7
     assert isinstance(from_wire(4711, "text"), ServerError)
     named = {entry.raises for entry in TABLE.values()}
     for kind in named:

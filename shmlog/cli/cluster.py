@@ -173,7 +173,7 @@ def epochs(settings: Settings, topic: str, partition: int) -> None:
     """Show a partition's leader epochs, and the offsets where they begin."""
     with open_admin(settings) as admin:
         answer = admin.epochs(topic, partition)
-    ends = [start for _, start in answer.entries[1:]] + [answer.end_offset]
+    ends = [*(start for _, start in answer.entries), answer.end_offset][1:]
     rows = [
         {
             "kind": "epoch",
@@ -205,9 +205,18 @@ def log(settings: Settings, first: int, count: int | None) -> None:
             wanted = METADATA_RECORDS_MAX if count is None else count - len(rows)
             answer = admin.metadata_log(first, min(wanted, METADATA_RECORDS_MAX))
             for record in answer.records:
-                fields = msgspec.to_builtins(record)
-                fields["record"] = fields.pop("kind")
-                rows.append({"kind": "metadata_record", "v": 1, **fields})
+                rows.append(
+                    {
+                        "kind": "metadata_record",
+                        "v": 1,
+                        "offset": record.offset,
+                        "term": record.term,
+                        "time_ns": int(record.time_ns),
+                        "record": record.kind,
+                        "summary": record.summary,
+                        "data": record.data,
+                    }
+                )
             first = answer.next_offset
             if first >= answer.end_offset:
                 break

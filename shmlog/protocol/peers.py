@@ -261,7 +261,10 @@ class ProposeAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="propose_
 
 
 class FetchPosition(Struct, array_like=True):
-    """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch."""
+    """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch.
+
+    `can_append` false: there is no space here (J6), so nothing is to be sent.
+    """
 
     topic_id: bytes
     partition: int
@@ -270,6 +273,7 @@ class FetchPosition(Struct, array_like=True):
     stored_end: int
     durability: str
     last_epoch: int
+    can_append: bool = True
 
 
 class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
