@@ -205,8 +205,9 @@ class FetchSimple(Request, kw_only=True, omit_defaults=True):
 class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
     """`count` records from `base_offset`; go on at `next_offset`.
 
-    With `diverging_epoch` (absent else) there are no records: the log ends that epoch, the largest
-    that it knows at or below `last_epoch`, at `diverging_end`. Go on there if it is lower.
+    If the log does not hold what was read (`last_epoch`), there are no records, but two fields more:
+    `diverging_epoch`, the largest epoch in the log at or below `last_epoch`, and `diverging_end`,
+    where it ends. Go on there if that is lower.
     """
 
     id: int
@@ -223,8 +224,13 @@ class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
     null_values: list[int]
     timestamps: list[Big]
     headers: list[HeaderList] | None = None
-    diverging_epoch: int = -1
-    diverging_end: int = -1
+
+
+class FetchSimpleDiverged(FetchSimpleAnswer, kw_only=True, omit_defaults=True):
+    """The log does not hold what was read."""
+
+    diverging_epoch: int
+    diverging_end: int
 
 
 class FetchPartition(Struct, kw_only=True, omit_defaults=True):
@@ -269,7 +275,10 @@ class FetchDiverged(FetchResult, kw_only=True):
 
 
 class FetchFastAnswer(Struct, kw_only=True):
-    """Results; an entry that failed is an error map instead. Frames follow in the order of the entries."""
+    """Results; an entry that failed is an error map instead. Frames follow in the order of the entries.
+
+    An entry with `diverging_epoch` and `diverging_end` too: as in simple mode.
+    """
 
     id: int
     error: int = 0
