@@ -6,6 +6,7 @@ Only socket, clock, workers and disk are replaced: requests are put into `wire`,
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,9 +58,13 @@ class HandWire:
 
 
 class HandWorkers:
-    """Jobs wait in `queued` until the test runs them; what they did is seen by the next turn."""
+    """Jobs wait in `queued` until the test runs them; what they did is seen by the next turn.
 
-    def __init__(self) -> None:
+    With `rng` jobs end in any order that threads could give: only FILES keeps its own.
+    """
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._rng = rng
         self.queued: deque[tuple[Lane, Callable[[], object], Callable[..., None]]] = deque()
         self._done: list[Completion] = []
         self.held: set[Lane] = set()
@@ -73,6 +78,10 @@ class HandWorkers:
     def run(self) -> int:
         """Run every queued job of a lane that is not held; how many."""
         jobs, self.queued = self.queued, deque()
+        if self._rng is not None:
+            files = iter([job for job in jobs if job[0] is Lane.FILES])
+            mixed = self._rng.sample(list(jobs), len(jobs))
+            jobs = deque(next(files) if job[0] is Lane.FILES else job for job in mixed)
         count = 0
         for lane, run, done in jobs:
             if lane in self.held:
@@ -108,11 +117,13 @@ class MemoryBroker:
         clock: ManualClock | None = None,
         incarnation: int = 1,
         clean: bool = False,
+        ring_budget: int = 0,
+        shuffle: int | None = None,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
         self.wire = HandWire()
-        self.workers = HandWorkers()
+        self.workers = HandWorkers(None if shuffle is None else random.Random(shuffle))
         metadata = Metadata(
             self.storage, "data", topic_defaults={}, clock=self.clock, same_boot=True, clean=clean
         )
@@ -130,7 +141,8 @@ class MemoryBroker:
             new_topic_id=lambda: next(ids).to_bytes(16, "big"),
         )
         table.bind(self.context)
-        rings = Rings(MemoryList(tmp_path / "names"), 0)  # no room: rings on the heap
+        # No budget, no room: rings on the heap, made at once. Else a worker makes them.
+        self.rings = rings = Rings(MemoryList(tmp_path / "names"), ring_budget)
         self.catalog = Catalog(
             self.context, self.storage, self.workers, rings, "data", same_boot=True, clean=clean
         )

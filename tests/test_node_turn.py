@@ -178,6 +178,59 @@ def test_min_bytes_waits_for_more_than_is_there(broker: MemoryBroker) -> None:
     assert broker.answer(wanted) is not None
 
 
+def test_a_fetch_that_wants_much_is_not_read_anew_at_every_append(broker: MemoryBroker) -> None:
+    wanted = {"op": "fetch", "mode": "fast", "max_bytes": 1 << 20, "min_bytes": 1 << 20}
+    wanted |= {"max_wait_ms": 3_600_000, "timeout_ms": 3_600_000}
+    simple = {**wanted, "mode": "simple", "topic": "t", "partition": 0, "offset": 0}
+    entry = {"topic": "t", "partition": 0, "offset": 0, "max_bytes": 1 << 20}
+    ids = [broker.post({**wanted, "partitions": [entry]}), broker.post(simple)]
+    broker.turn()
+    partition = broker.context.partitions["t", 0]
+    reads = 0
+    read = partition.read
+
+    def counted(offset: int, max_bytes: int) -> Any:
+        nonlocal reads
+        reads += 1
+        return read(offset, max_bytes)
+
+    partition.read = counted  # type: ignore[method-assign]
+    for _ in range(500):
+        broker.produce("t", b"x" * 1000)
+    assert reads == 0
+    assert len(broker.context.purgatory._deadlines) < 300
+    while None in map(broker.answer, ids):
+        broker.produce("t", b"x" * 1000)
+    assert reads < 20
+    answers = [answer for i in ids if (answer := broker.answer(i))]
+    assert len(answers[0][1][0]) > (1 << 20) - 2 * 1300  # whole batches: all that fit
+    assert answers[1][0]["count"] > 700
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_jobs_may_end_in_any_order(tmp_path: Path, seed: int) -> None:
+    broker = MemoryBroker(tmp_path, ring_budget=1 << 30, shuffle=seed)
+    message = {"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1}
+    try:
+        broker.create("t")
+        broker.workers.held |= {Lane.FILES, Lane.SYNC}
+        first = broker.post(message, b"k", b"0")
+        broker.turn()  # the first append: a worker is asked for a ring
+        offset = broker.context.metadata.image.offset
+        waits = broker.post({**message, "min_metadata": offset + 1}, b"k", b"1")
+        broker.post({"op": "alter_topic", "topic": "t", "set": {"sync_interval": 200}})
+        broker.turn()
+        broker.workers.held.clear()
+        for _ in range(4):
+            broker.turn()
+        assert broker.answer(first)
+        assert broker.answer(waits)
+        assert broker.context.partitions["t", 0].ring is not None
+        assert broker.values("t") == [b"0", b"1"]
+    finally:
+        broker.rings.close()
+
+
 def test_the_first_partition_makes_progress_whatever_the_limit(tmp_path: Path) -> None:
     broker = MemoryBroker(tmp_path)
     broker.create("t", partitions=2)

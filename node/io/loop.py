@@ -134,6 +134,10 @@ class Loop:
         completions = self._workers.completions()
         for completion in completions:
             completion.done(completion.result, completion.error)
+            if self._context.dirty:
+                # A parked request went on and appended; the next job may bring that partition's ring,
+                # which is attached between writes only.
+                self._write()
         return len(completions)
 
     def _drain(self, began_ns: int) -> int:

@@ -270,6 +270,20 @@ class Log:
         """Bytes of batches in all segments."""
         return sum(segment.size for segment in self._segments)
 
+    def bytes_from(self, offset: int, enough: int) -> int:
+        """At most how many bytes of batches lie from `offset` on; not counted further than `enough`.
+
+        By the index alone: less than an index interval too many.
+        """
+        size = 0
+        for segment in reversed(self._segments):
+            if segment.base_offset <= offset:
+                return size + segment.size - segment.index.position_for_offset(offset)
+            size += segment.size
+            if size - self.config.index_interval_bytes >= enough:
+                break
+        return size
+
     @property
     def segment_count(self) -> int:
         """How many segments there are."""
