@@ -24,7 +24,7 @@ from node.handlers import table
 from node.handlers.exchange import Context, Identity
 from node.io.loop import Loop
 from node.io.wire import ZmqWire
-from node.io.workers import ThreadWorkers
+from node.io.workers import Lane, ThreadWorkers
 from node.metadata import Metadata
 from node.rings import Rings, default_budget
 from node.upkeep import is_no_space
@@ -110,7 +110,9 @@ class Broker:
         self._catalog.open_all()
         _keep_reserve(storage, reserve)
         uptime.write(self._data_dir, self._uptime)
-        self._wire = ZmqWire(endpoint, self._workers.fileno(), process.raise_descriptor_limit())
+        self._wire = ZmqWire(
+            endpoint, self._workers.fileno(), process.raise_descriptor_limit(), clock
+        )
         self._loop = Loop(self.context, self._catalog, self._wire, self._workers, clock)
         self._registration = registry.Registration(directory.registry_file(path, broker))
         self._entry = directory.BrokerEntry(
@@ -148,9 +150,13 @@ class Broker:
         self._workers.wake()  # the poll goes on after a handler (PEP 475): give it something to see
 
     def _stop(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            # A second one would wake a loop that has ended, by a descriptor that may be a file's by then.
+            signal.signal(signum, signal.SIG_IGN)
         self._wire.close()
         for completion in self._workers.close():
-            if completion.error is not None and not is_no_space(completion.error):
+            forgiven = completion.lane is Lane.FILES and is_no_space(completion.error)
+            if completion.error is not None and not forgiven:
                 raise completion.error
         self._catalog.close_all()
         self.metadata.log.close(self.metadata.log.synced_end_offset)

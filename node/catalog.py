@@ -23,7 +23,6 @@ from node.rings import Rings
 from node.upkeep import Upkeep, is_no_space
 from shmlog.ids import TopicPartition
 from shmlog.log import paths
-from shmlog.log.jobs import Job
 from shmlog.log.log import Log, move_to_deleted
 from shmlog.log.storage import Storage
 from shmlog.ring.layout import RingIdentity
@@ -170,12 +169,8 @@ class Catalog:
         # A log start beyond this log's end would mean that committed records are missing.
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start:
-            self._trim(partition, start)
-
-    def _trim(self, partition: Partition, log_start: int) -> None:
-        jobs = partition.trim(log_start)
-        self._workers.submit(Lane.FILES, partial(_run_all, jobs), _raise_error)
-        self.upkeep.trimmed(partition)
+            partition.trim(start)
+            self.upkeep.trimmed(partition)
 
     def retry_opening(self) -> None:
         """Try again to open what found no space."""
@@ -321,9 +316,3 @@ def _raise_error(_: object, error: BaseException | None) -> None:
         journal.warning("no space for a change of files", reason=str(error))
     elif error is not None:
         raise error
-
-
-def _run_all(jobs: list[Job]) -> None:
-    """One behind the other: if the log start cannot be written, nothing is unlinked."""
-    for job in jobs:
-        job.run()

@@ -37,7 +37,6 @@ from shmlog.errors import (
     UnsupportedCompression,
 )
 from shmlog.ids import TopicPartition
-from shmlog.log.jobs import Job
 from shmlog.log.log import Log
 from shmlog.log.producers import Undo
 from shmlog.records import batch as batches
@@ -331,10 +330,9 @@ class Partition:
         self.ring = self._reader = self.memory = None
         self._unsettled.clear()
 
-    def trim(self, offset: int) -> list[Job]:
-        """Raise the log start (delete-records). Returns the file jobs to run."""
-        jobs = self.log.set_log_start(offset)
+    def trim(self, offset: int) -> None:
+        """Raise the log start (delete-records); the next checkpoint removes files."""
+        self.log.set_log_start(offset)
         if self.ring is not None:
             # All of it: what is left of the log is in the files, and readers come back by themselves.
             self.ring.drop_below(self.ring.tail)
-        return jobs

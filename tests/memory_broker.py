@@ -47,8 +47,8 @@ class HandWire:
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self.sent.append((client, list(frames)))
 
-    def flush(self) -> bool:
-        return False
+    def flush(self) -> int:
+        return 0
 
     def guard_descriptors(self) -> None:
         pass
@@ -89,9 +89,9 @@ class HandWorkers:
                 continue
             count += 1
             try:
-                self._done.append(Completion(done, run(), None))
+                self._done.append(Completion(lane, done, run(), None))
             except BaseException as error:  # noqa: BLE001
-                self._done.append(Completion(done, None, error))
+                self._done.append(Completion(lane, done, None, error))
         return count
 
     def completions(self) -> list[Completion]:

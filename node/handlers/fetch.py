@@ -99,9 +99,13 @@ class FetchWait:
         wake_up = request.max_bytes == 0
         budget = min(request.max_bytes, FETCH_BYTES_MAX)
         wanted_size = self._size_wanted(request.partitions, budget)
-        if wanted_size > 1 and not last and self._all_there(request.partitions):
-            if self._size_there(request.partitions) < wanted_size:
-                return False
+        if (
+            wanted_size > 1
+            and not last
+            and self._all_there(request.partitions)
+            and self._size_there(request.partitions) < wanted_size
+        ):
+            return False
         results: list[Any] = []
         frames: list[bytes] = []
         total = 0

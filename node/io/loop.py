@@ -10,6 +10,7 @@ The turn measures itself: the longest one and its cause stand in the broker's la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from node import journal
 from node.catalog import Catalog
@@ -21,6 +22,7 @@ from node.io.workers import Lane, Workers
 from node.metadata import Metadata
 from node.upkeep import is_no_space
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
+from shmlog.log.jobs import CheckpointJob
 
 TURN_REQUESTS_MAX = 256
 TURN_BYTES_MAX = 8 << 20
@@ -29,7 +31,6 @@ TURN_SIMPLE_RECORDS_MAX = 4000
 HEARTBEAT_NS = 250 * NS_PER_MS
 CHORES_NS = NS_PER_S
 POLL_NS_MAX = NS_PER_S
-BACKLOG_RETRY_NS = NS_PER_MS
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Loop:
         self._metadata: Metadata = context.metadata
         self._metadata_syncing = False
         self._stopping = False
-        self._backlog = False
+        self._backlog_ms = 0  # when to try again to send what had to wait; 0: nothing waits
         self._beat_due_ns = self._chores_due_ns = clock.monotonic_ns()
         self.statistics = TurnStatistics()
 
@@ -120,8 +121,8 @@ class Loop:
         due_ns = min(now_ns + POLL_NS_MAX, self._chores_due_ns)
         if self._catalog.has_rings():
             due_ns = min(due_ns, self._beat_due_ns)
-        if self._backlog:
-            due_ns = min(due_ns, now_ns + BACKLOG_RETRY_NS)
+        if self._backlog_ms:
+            due_ns = min(due_ns, now_ns + self._backlog_ms * NS_PER_MS)
         for deadline in (
             self._context.purgatory.next_deadline_ns(),
             self._catalog.upkeep.next_deadline_ns(),
@@ -200,11 +201,13 @@ class Loop:
         """What is committed must never be taken for a torn tail: move the recovery point behind it."""
         job = self._metadata.log.checkpoint_job(self._metadata.log.synced_end_offset)
         if job is not None:
-            self._workers.submit(Lane.FILES, job.run, self._metadata_checkpointed)
+            self._workers.submit(Lane.FILES, job.run, partial(self._metadata_checkpointed, job))
 
-    def _metadata_checkpointed(self, _: object, error: BaseException | None) -> None:
+    def _metadata_checkpointed(
+        self, job: CheckpointJob, _: object, error: BaseException | None
+    ) -> None:
         if is_no_space(error):
-            self._metadata.log.forget_checkpoint()  # the next change tries again
+            self._metadata.log.checkpoint_failed(job)  # the next change tries again
         elif error is not None:
             raise error
 
@@ -214,9 +217,9 @@ class Loop:
             for client, frames in outbox:
                 self._wire.send(client, frames)
             outbox.clear()
-            self._backlog = True
-        if self._backlog:
-            self._backlog = self._wire.flush()
+            self._backlog_ms = 1
+        if self._backlog_ms:
+            self._backlog_ms = self._wire.flush()
 
     def _tick(self, now_ns: int) -> None:
         if now_ns >= self._beat_due_ns:

@@ -11,6 +11,7 @@ falls back to what the batches say.
 
 from __future__ import annotations
 
+import errno
 import struct
 from bisect import bisect_right
 from typing import TypeVar
@@ -42,6 +43,21 @@ class EpochTable(msgspec.Struct, frozen=True):
 
 def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
     """Make `value` durable at `path`. In a worker: this syncs."""
+    try:
+        _write_aside(storage, path, value)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # The generation before gives its block: what is written here may be what makes room.
+        storage.unlink(path + ".previous")
+        _write_aside(storage, path, value)
+    if storage.exists(path):
+        storage.rename(path, path + ".previous")
+    storage.rename(path + ".new", path)
+    storage.sync_dir(path.rpartition("/")[0])
+
+
+def _write_aside(storage: Storage, path: str, value: msgspec.Struct) -> None:
     payload = msgspec.msgpack.encode(value)
     file = storage.open(path + ".new", create=True)
     try:
@@ -50,10 +66,6 @@ def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
         file.sync()
     finally:
         file.close()
-    if storage.exists(path):
-        storage.rename(path, path + ".previous")
-    storage.rename(path + ".new", path)
-    storage.sync_dir(path.rpartition("/")[0])
 
 
 def read(storage: Storage, path: str, kind: type[Kind]) -> Kind | None:

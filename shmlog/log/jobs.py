@@ -7,10 +7,11 @@ What a job's end means for the log is told to it by the loop (`Log.finish_sync`,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from shmlog.log import checkpoint, paths
+from shmlog.log.checkpoint import Checkpoint, EpochTable
 from shmlog.log.producers import Snapshot
 from shmlog.log.segment import Segment
 from shmlog.log.storage import File, Storage
@@ -70,11 +71,30 @@ class AllocationJob:
 
 
 @dataclass(slots=True)
-class CallJob:
-    """Any one call."""
+class CheckpointJob:
+    """Write what a log knows beside its batches; then remove what lies below its log start.
 
-    call: Callable[[], None]
+    In this order: else a start after a kill would miss what was unlinked. What is only a help to the next
+    start comes last, so that on a full disk room is made first.
+    """
+
+    storage: Storage
+    directory: str
+    value: Checkpoint
+    epochs: EpochTable | None
+    snapshot: Snapshot | None
+    sealed: list[Segment]  # their indexes are to be saved
+    removed: list[Segment]
 
     def run(self) -> None:
-        """Make the call."""
-        self.call()
+        """Small files, synced; unlinks; indexes."""
+        if self.epochs is not None:
+            checkpoint.write(self.storage, f"{self.directory}/{paths.EPOCHS}", self.epochs)
+        checkpoint.write(self.storage, f"{self.directory}/{paths.CHECKPOINT}", self.value)
+        for segment in self.removed:
+            segment.close()
+            segment.unlink()
+        for segment in self.sealed:
+            segment.save_index()
+        if self.snapshot is not None:
+            checkpoint.write(self.storage, f"{self.directory}/{paths.PRODUCERS}", self.snapshot)

@@ -12,12 +12,11 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
 from shmlog.log import checkpoint, paths, recovery
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
-from shmlog.log.jobs import AllocationJob, CallJob, Job, SyncJob
+from shmlog.log.jobs import AllocationJob, CheckpointJob, SyncJob
 from shmlog.log.producers import ProducerStates, Snapshot
 from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, READ_BYTES_MIN, Segment
@@ -133,7 +132,9 @@ class Log:
         if not clean:
             self._rewrite(mark)
         self._sync_all()
-        self._write_checkpoint(self._checkpoint_value(self.log_end_offset))
+        value = self._checkpoint_value(self.log_end_offset)
+        if self._epochs_dirty or value != self._checkpointed:
+            self._checkpoint(value, [], []).run()
 
     def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
         """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
@@ -432,12 +433,8 @@ class Log:
                 if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
-        except NOT_A_BATCH as error:
-            return pieces, place, expected, str(error)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
+        except (*NOT_A_BATCH, OSError) as error:
+            return pieces, place, expected, _unreadable(error)
         return pieces, place, expected, "the segment ends"
 
     def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
@@ -514,10 +511,11 @@ class Log:
                 check_body_crc(found.data, found.header)
                 expected = found.header.end_offset
                 yield found.header, found.data
-        except NOT_A_BATCH as error:
+        except (*NOT_A_BATCH, OSError) as error:
+            reason = _unreadable(error)
             first = max(expected, segment.base_offset)
             _, end_offset = self._behind(segment, place, first)
-            raise self._damaged(segment, place, first, end_offset, str(error)) from None
+            raise self._damaged(segment, place, first, end_offset, reason) from None
         finally:
             self._close_cold(segment)
 
@@ -580,72 +578,50 @@ class Log:
             recovery_point=self.synced_end_offset,
         )
 
-    def checkpoint_job(self, high_watermark: int) -> Job | None:
-        """Write what has changed since the last checkpoint; None if nothing has."""
+    def checkpoint_job(self, high_watermark: int) -> CheckpointJob | None:
+        """Write what has changed since the last checkpoint; None if nothing has.
+
+        Segments wholly below the log start and the synced end go with it.
+        """
         value = self._checkpoint_value(high_watermark)
         sealed = [s for s in self._segments[:-1] if not s.index_saved]
         if value == self._checkpointed and not sealed and not self._epochs_dirty:
             return None
+        removed = self._below_log_start(value.log_start)
+        job = self._checkpoint(value, [s for s in sealed if s not in removed], removed)
+        for segment in job.sealed:
+            segment.index_saved = True
+        job.snapshot, self._snapshot = self._snapshot, None
+        return job
+
+    def _checkpoint(
+        self, value: Checkpoint, sealed: list[Segment], removed: list[Segment]
+    ) -> CheckpointJob:
         epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-        snapshot, self._snapshot = self._snapshot, None
         self._epochs_dirty = False
         self._checkpointed = value
-        for segment in sealed:
-            segment.index_saved = True
-        return CallJob(partial(self._write_files, value, epochs, snapshot, sealed))
+        return CheckpointJob(self._storage, self.directory, value, epochs, None, sealed, removed)
 
-    def _write_files(
-        self,
-        value: Checkpoint,
-        epochs: EpochTable | None,
-        snapshot: Snapshot | None,
-        sealed: list[Segment],
-    ) -> None:
-        for segment in sealed:
-            segment.save_index()
-        if epochs is not None:
-            checkpoint.write(self._storage, f"{self.directory}/{paths.EPOCHS}", epochs)
-        if snapshot is not None:
-            checkpoint.write(self._storage, f"{self.directory}/{paths.PRODUCERS}", snapshot)
-        checkpoint.write(self._storage, f"{self.directory}/{paths.CHECKPOINT}", value)
-
-    def _write_checkpoint(self, value: Checkpoint) -> None:
-        if self._epochs_dirty or value != self._checkpointed:
-            epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-            self._write_files(value, epochs, None, [])
-            self._epochs_dirty = False
-            self._checkpointed = value
-
-    def forget_checkpoint(self) -> None:
-        """A checkpoint job failed for lack of space: the next one writes everything."""
+    def checkpoint_failed(self, job: CheckpointJob) -> None:
+        """It found no space: the next one does everything that it had to do."""
         self._checkpointed = None
         self._epochs_dirty = True
+        self._snapshot = self._snapshot or job.snapshot
+        for segment in job.sealed:
+            segment.index_saved = False
+        self._segments[:0] = job.removed
 
-    def set_log_start(self, offset: int) -> list[Job]:
-        """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
-
-        The first job writes the checkpoint: else a start after a kill would miss what was unlinked. What is
-        not synced yet stays until the next call.
-        """
+    def set_log_start(self, offset: int) -> None:
+        """Records below `offset` are gone. The next checkpoint removes the segments wholly below."""
         assert offset <= self.log_end_offset, (offset, self.log_end_offset)
-        if offset <= self.log_start_offset:
-            return []
-        self.log_start_offset = offset
-        self.epochs.trim_prefix(offset)
-        self._epochs_dirty = True
-        removed = self._below_log_start()
-        if not removed:
-            return []
-        known = self._checkpointed.high_watermark if self._checkpointed else 0
-        written = self.checkpoint_job(max(known, offset))
-        assert written is not None, "the epochs are dirty"
-        return [written, *(CallJob(partial(_remove, segment)) for segment in removed)]
+        if offset > self.log_start_offset:
+            self.log_start_offset = offset
+            self.epochs.trim_prefix(offset)
+            self._epochs_dirty = True
 
-    def _below_log_start(self) -> list[Segment]:
-        """Take out the segments that lie wholly below the log start and the synced end."""
-        end = min(self.log_start_offset, self.synced_end_offset)
+    def _below_log_start(self, log_start: int) -> list[Segment]:
         removed = []
-        while len(self._segments) > 1 and self._segments[0].end_offset <= end:
+        while len(self._segments) > 1 and self._segments[0].end_offset <= log_start:
             removed.append(self._segments.pop(0))
             self._dirty.pop(removed[-1], None)
         return removed
@@ -663,10 +639,12 @@ class Log:
         active.cut(active.size, active.end_offset)
         self._dirty[active] = None
         self._sync_all()
+        value = self._checkpoint_value(high_watermark)
+        removed = self._below_log_start(value.log_start)
         unsaved = [s for s in self._segments if not s.index_saved]
-        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-        snapshot = self.producers.snapshot(self.log_end_offset)
-        self._write_files(self._checkpoint_value(high_watermark), epochs, snapshot, unsaved)
+        job = self._checkpoint(value, unsaved, removed)
+        job.snapshot = self.producers.snapshot(self.log_end_offset)
+        job.run()
         self.close_files()
 
     def close_files(self) -> None:
@@ -679,9 +657,13 @@ def _base_offset(segment: Segment) -> int:
     return segment.base_offset
 
 
-def _remove(segment: Segment) -> None:
-    segment.close()
-    segment.unlink()
+def _unreadable(error: Exception) -> str:
+    """Why a batch cannot be read: it is none, or the device cannot say. Raises all other errors."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno != errno.EIO:
+        raise error
+    return f"the device cannot read it: {error.strerror}"
 
 
 def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
