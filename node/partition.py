@@ -270,7 +270,7 @@ class Partition:
         if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
             raise OffsetOutOfRange(
                 f"{self.name}: offset {offset} is out of range, the log holds "
-                f"{self.log.log_start_offset} to {self.high_watermark}",
+                f"{self.log.log_start_offset} up to, not including, {self.high_watermark}",
                 log_start=self.log.log_start_offset,
                 high_watermark=self.high_watermark,
             )

@@ -282,3 +282,64 @@ def test_a_log_start_above_the_synced_end_hides_nothing_after_a_power_cut() -> N
         assert again.log_start_offset <= 5 <= again.log_end_offset
         more = add(again, 1)
         assert read_all(again)[-1:] == more
+
+
+def test_few_descriptors_of_sealed_segments_stay_open() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(60):
+        add(log, 5)
+    sync(log)
+    checkpoint(log)
+    assert log.segment_count > 10
+    read_all(log)
+    assert sum(segment.is_open for segment in log._segments[:-1]) <= 5
+
+
+def test_what_a_checkpoint_without_space_did_not_write_is_written_by_the_next() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(30):
+        add(log, 5)
+    sync(log)
+    full = True
+
+    def no_room(kind: str, path: str) -> None:
+        if full and kind == "pwrite" and not path.endswith(".log"):
+            raise OSError(errno.ENOSPC, "full", path)
+
+    storage.on_operation = no_room
+    job = log.checkpoint_job(log.synced_end_offset)
+    assert job is not None
+    with pytest.raises(OSError, match="full"):
+        job.run()
+    log.checkpoint_failed(job)
+    full = False
+    checkpoint(log)
+    indexes = [
+        n for n in storage.list(D) if n.endswith(".index") and storage.files[f"{D}/{n}"].data
+    ]
+    assert len(indexes) == log.segment_count - 1 > 3
+    assert "producers" in storage.list(D)
+
+
+def test_a_checkpoint_takes_the_block_of_the_generation_before() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(2):
+        add(log, 5)
+        sync(log)
+        checkpoint(log)
+    add(log, 5)
+    sync(log)
+    assert "checkpoint.previous" in storage.list(D)
+
+    def one_block_missing(kind: str, path: str) -> None:
+        taken = f"{D}/checkpoint.previous" in storage.files
+        if taken and kind == "pwrite" and path.endswith("checkpoint.new"):
+            raise OSError(errno.ENOSPC, "full", path)
+
+    storage.on_operation = one_block_missing
+    checkpoint(log)
+    storage.on_operation = None
+    assert open_log(restarted(storage)).log_end_offset == 15

@@ -21,7 +21,8 @@ from shmlog.client import consumer as client
 from shmlog.client.admin import Admin
 from shmlog.client.batch import Batch
 from shmlog.client.positions import EARLIEST, LATEST, Kind, Position, parse_range
-from shmlog.errors import InvalidConfig
+from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
+from shmlog.errors import InvalidConfig, RequestTimedOut
 from shmlog.ids import TopicPartition
 from shmlog.records.layout import Codec
 
@@ -73,7 +74,10 @@ def consume(
     partitions: str | None,
     grep: str | None,
 ) -> None:
-    """Read records of TOPICs (names or patterns such as 'orders.*') and go on following."""
+    """Read records of TOPICs (names or patterns such as 'orders.*') and go on following.
+
+    --timeout counts with -e only. The format language: docs/operations.md, or -f '%k\\t%v\\n'.
+    """
     printer = Printer(given_or_default(text, settings), terminal=sys.stdout.isatty())
     start, stop = parse_range(position)
     chosen = None if partitions is None else integers(partitions, "-p")
@@ -94,7 +98,12 @@ def consume(
         limits = _limits(consumer, stop) if to_end else {}
         if count == 0 or _reached(consumer, limits):
             return
-        for batch in consumer.batches():
+        deadline_ns = None
+        if to_end and settings.timeout_s is not None:
+            deadline_ns = SYSTEM_CLOCK.monotonic_ns() + int(settings.timeout_s * NS_PER_S)
+        for batch in consumer.batches(timeout=settings.timeout_s if to_end else None):
+            if deadline_ns is not None and SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
+                raise RequestTimedOut(f"the end was not reached within {settings.timeout_s:g} s")
             columns = _columns_of(batch, admin)
             if limits:
                 left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset

@@ -78,7 +78,10 @@ def global_options() -> list[click.Parameter]:
         ),
         option("--json", "output_given", flag_value="json", help="The same as --output json."),
         option(
-            "--timeout", "timeout_given", metavar="5s", help="For the command [SHMLOG_TIMEOUT]."
+            "--timeout",
+            "timeout_given",
+            metavar="5s",
+            help="For the command, unless it follows [SHMLOG_TIMEOUT].",
         ),
         option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
         option("-v", "--verbose", count=True, help="More on stderr; -vv for all."),
@@ -144,7 +147,7 @@ def error_text(error: ShmlogError) -> str:
     if error.exit_status == 2 or "\n" in str(error):
         return str(error)
     name = f" ({error.name})" if error.exit_status == 1 else ""
-    return f"{error}{name}\n  {error.hint}"
+    return f"{error}{name}" + (f"\n  {error.hint}" if error.hint else "")
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:

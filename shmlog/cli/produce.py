@@ -38,6 +38,7 @@ BATCH_SLACK_BYTES = 512  # a batch's own header and positions, with room
 CHUNK_BYTES = 1 << 18
 RECORD_BYTES_MAX = 1 << 20  # of a topic that is made by its first record
 PARTLY_DONE = 6
+DELIVERY_TIMEOUT_S = 120.0
 
 
 @click.command()
@@ -63,7 +64,11 @@ def produce(
     acks: str,
     rate: float | None,
 ) -> int:
-    """Write records from FILES or standard input, one a line."""
+    """Write records from FILES or standard input, one a line.
+
+    --timeout bounds the wait for the ack of each record. Exit 6: the records before the one that is
+    named are written, the rest was not read.
+    """
     text = given_or_default(text, settings)
     letters = Parser(text).letters
     for given, letter, option in ((key, "k", "-k"), (partition, "p", "-p")):
@@ -71,10 +76,17 @@ def produce(
             raise InvalidConfig(f"format {text!r} brings %{letter}: leave out {option}")
     fixed_key = None if key is None else key.encode()
     fixed_headers = [(name, value.encode()) for name, value in pairs(headers, "-H").items()]
-    with Admin(settings.where) as admin:
+    patience_s = settings.timeout_s or DELIVERY_TIMEOUT_S
+    with Admin(settings.where, timeout=patience_s) as admin:
         [info] = admin.metadata([topic]).topics
         limit = RECORD_BYTES_MAX if info.error else info.max_message_bytes
-        with Producer(where=settings.where, acks=acks, compression=compression) as producer:
+        with Producer(
+            where=settings.where,
+            acks=acks,
+            compression=compression,
+            max_block=patience_s,
+            delivery_timeout=patience_s,
+        ) as producer:
             sender = Sender(producer, topic, fixed_key, partition, fixed_headers, rate, limit)
             trouble = _send_all(sender, files or ("-",), text, settings)
             sender.finish()
@@ -84,7 +96,12 @@ def produce(
         settings.say(sender.account())
     if sender.cause is not None:
         click.echo(f"first failure: {sender.cause}", err=True)
+        click.echo(f"stopped behind record {sender.queued:,}: the rest was not read", err=True)
         return PARTLY_DONE if sender.queued > sender.failed else sender.cause.exit_status
+    if isinstance(trouble, ShmlogError) and sender.queued:
+        click.echo(f"{trouble} ({trouble.name})", err=True)
+        click.echo(f"stopped behind record {sender.queued:,}: the rest was not read", err=True)
+        return PARTLY_DONE
     if trouble is not None:
         raise trouble
     return 0

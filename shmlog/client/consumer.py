@@ -263,6 +263,7 @@ class Consumer:
                         f"topic {info.topic!r} has partitions 0..{count - 1}, not {number}",
                         topic=info.topic,
                         partition=number,
+                        hint="",
                     )
                 tp = TopicPartition(info.topic, number)
                 self._fetches.add(PartitionReader(tp, info.topic_id, 0, ENDLESS))

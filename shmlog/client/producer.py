@@ -427,6 +427,7 @@ class Producer:
                 f"topic {state.name!r} has partitions 0..{len(queues) - 1}, not {partition}",
                 topic=state.name,
                 partition=partition,
+                hint="",
             )
         return queues[partition]
 

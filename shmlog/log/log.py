@@ -150,7 +150,7 @@ class Log:
 
     def _missing(self, first: int, end: int) -> None:
         raise CorruptLog(
-            f"{self.directory}: offsets {first} to {end} were synced and are missing",
+            f"{self.directory}: offsets {first} up to, not including, {end} were synced and are missing",
             log_start=first,
             high_watermark=end,
         )
@@ -193,7 +193,9 @@ class Log:
 
     def _rot(self, text: str, first: int, end: int) -> None:
         raise CorruptLog(
-            f"damaged, offsets {first} to {end}: {text}", log_start=first, high_watermark=end
+            f"damaged, offsets {first} up to, not including, {end}: {text}",
+            log_start=first,
+            high_watermark=end,
         )
 
     def _drop_segments_behind(self, bases: list[int]) -> None:
@@ -370,7 +372,7 @@ class Log:
         """
         if not self.log_start_offset <= offset <= self.log_end_offset:
             raise OffsetOutOfRange(
-                f"offset {offset}: {self.directory} holds {self.log_start_offset} to "
+                f"offset {offset}: {self.directory} holds {self.log_start_offset} up to, not including, "
                 f"{self.log_end_offset}",
                 log_start=self.log_start_offset,
                 high_watermark=end_offset,
@@ -453,7 +455,8 @@ class Log:
         self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
     ) -> CorruptLog:
         return CorruptLog(
-            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
+            f"{segment.path} is damaged at position {position}, offsets {offset} up to, not including, "
+            f"{end_offset}: "
             f"{reason}",
             log_start=offset,
             high_watermark=end_offset,
