@@ -343,3 +343,18 @@ def test_a_checkpoint_takes_the_block_of_the_generation_before() -> None:
     checkpoint(log)
     storage.on_operation = None
     assert open_log(restarted(storage)).log_end_offset == 15
+
+
+def test_a_clean_start_reads_no_batches() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(30):
+        add(log, 5)
+    log.close(log.log_end_offset)
+    before = len(storage.operations)
+    again = open_log(storage, clean=True)
+    read = [p for kind, p, _ in storage.operations[before:] if kind == "pread"]
+    assert not [path for path in read if path.endswith(".log")]
+    assert again.log_end_offset == 150
+    more = add(again, 5)
+    assert read_all(again)[-1:] == more

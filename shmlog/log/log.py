@@ -166,7 +166,9 @@ class Log:
                 self._segments[-1].end_offset,
                 base,
             )
-        if next_base is not None and next_base <= mark and segment.load_index(next_base):
+        # The mark of a clean stop is the log's end, and the active segment's index was saved then too.
+        sealed_end = mark if next_base is None and clean else next_base
+        if sealed_end is not None and base < sealed_end <= mark and segment.load_index(sealed_end):
             self._segments.append(segment)
             return True
         file_size = segment.file().size()
