@@ -22,7 +22,7 @@ from node import journal, uptime
 from node.assembly import Node, Ports, Start
 from node.io.liveness import OsKernel
 from node.io.wire import ZmqWire
-from node.io.workers import ThreadWorkers, is_no_space
+from node.io.workers import Lane, ThreadWorkers, is_no_space
 from node.metadata import Voting
 from node.rings import Rings, default_budget
 from shmlog import directory, process, registry
@@ -71,6 +71,7 @@ class Broker:
             peer_endpoints,
             self._workers.fileno(),
             process.raise_descriptor_limit(),
+            clock,
         )
         budget = cluster.settings.ring_budget_bytes
         if budget < 0:
@@ -141,9 +142,15 @@ class Broker:
         self._workers.wake()  # the poll goes on after a handler (PEP 475): give it something to see
 
     def _stop(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            # A second one would wake a loop that has ended, by a descriptor that may be a file's by then.
+            signal.signal(signum, signal.SIG_IGN)
         self._wire.close()
         for completion in self._workers.close():
-            if completion.error is not None and not is_no_space(completion.error):
+            forgiven = completion.lane is Lane.FILES and is_no_space(completion.error)
+            if forgiven:
+                completion.done(None, completion.error)
+            elif completion.error is not None:
                 raise completion.error
         self._node.catalog.close_all()
         self._node.metadata.close()

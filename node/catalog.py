@@ -36,7 +36,7 @@ from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import Code, ShmlogError
 from shmlog.ids import TopicPartition
 from shmlog.log import paths
-from shmlog.log.jobs import Job
+from shmlog.log.jobs import CheckpointJob
 from shmlog.log.log import Log, move_to_deleted
 from shmlog.log.storage import Storage
 from shmlog.protocol import peers
@@ -164,7 +164,11 @@ class Catalog:
             replicated=len(state.replicas) > 1,
         )
         if topic.config.durability == "os" and log.level == "disk":
-            log.set_level("os").run()  # before anything is counted by it
+            try:
+                log.set_level("os").run()  # before anything is counted by it
+            except BaseException:
+                log.close_files()
+                raise
         return log
 
     def _opened(
@@ -216,7 +220,8 @@ class Catalog:
             self.replication.follow(partition)
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start and not partition.cutting:
-            self._trim(partition, start)
+            partition.trim(start)
+            self.upkeep.trimmed(partition)
 
     def _count(self, partition: Partition) -> None:
         """6.7: the durability by which ends are counted follows the topic's, but never ahead of the log's level."""
@@ -228,28 +233,41 @@ class Catalog:
             self.upkeep.written(partition)
             return
 
-        def written(_: object, error: BaseException | None) -> None:
-            if error is not None:
-                raise error
+        def written() -> None:
             if partition.config.durability == "os":
                 partition.counted_by = "os"
                 if partition.leader is not None and partition.confirmed():
                     self.settled(partition)
 
-        self._workers.submit(Lane.FILES, log.set_level("os").run, written)
+        self._write_down(partition, log.set_level("os"), written)
+
+    def _write_down(
+        self, partition: Partition, job: CheckpointJob, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """A checkpoint out of turn. Without space for it, the next one writes what it had to write."""
+
+        def written(_: object, error: BaseException | None) -> None:
+            if error is None:
+                then()
+                return
+            _raise_error(_, error)
+            if self._context.partitions.get(partition.name) is partition and not partition.cutting:
+                partition.log.checkpoint_failed(job)
+                self.upkeep.written(partition)
+
+        self._workers.submit(Lane.FILES, job.run, written)
 
     def _raise_level(self, partition: Partition) -> None:
         log = partition.log
         behind = partition.counted_by == "disk" and log.level == "os"
         if behind and not partition.cutting and log.synced_end_offset == log.log_end_offset:
-            self._workers.submit(Lane.FILES, log.set_level("disk").run, _raise_error)
+            self._write_down(partition, log.set_level("disk"))
 
     def registered(self) -> None:
         """The cluster has taken note of replicas that were lossy at the start."""
         for partition in self._context.partitions.values():
             if partition.log.recovery.lossy:
-                job = partition.log.forget_lossy()
-                self._workers.submit(Lane.FILES, job.run, _raise_error)
+                self._write_down(partition, partition.log.forget_lossy())
 
     def _apply_leader(self, partition: Partition) -> None:
         state = partition.state
@@ -430,11 +448,6 @@ class Catalog:
 
     # -- closing --------------------------------------------------------------------------------------
 
-    def _trim(self, partition: Partition, log_start: int) -> None:
-        jobs = partition.trim(log_start)
-        self._workers.submit(Lane.FILES, partial(_run_all, jobs), _raise_error)
-        self.upkeep.trimmed(partition)
-
     def retry_opening(self) -> None:
         """Try again to open what found no space."""
         topic_ids, self._unopened = self._unopened, set()
@@ -614,9 +627,3 @@ def _raise_error(_: object, error: BaseException | None) -> None:
         journal.warning("no space for a change of files", reason=str(error))
     elif error is not None:
         raise error
-
-
-def _run_all(jobs: list[Job]) -> None:
-    """One behind the other: if the log start cannot be written, nothing is unlinked."""
-    for job in jobs:
-        job.run()

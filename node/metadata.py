@@ -434,7 +434,7 @@ class Metadata:
         def written(_: object, error: BaseException | None) -> None:
             self._checkpointing = False
             if is_no_space(error):
-                self.log.forget_checkpoint()  # the next change tries again
+                self.log.checkpoint_failed(job)  # the next change tries again
             elif error is not None:
                 raise error
             elif self.image.offset > offset:

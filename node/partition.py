@@ -46,7 +46,6 @@ from shmlog.errors import (
     UnsupportedCompression,
 )
 from shmlog.ids import TopicPartition
-from shmlog.log.jobs import Job
 from shmlog.log.log import Log
 from shmlog.log.producers import Undo
 from shmlog.log.received import check_replica_batches
@@ -416,7 +415,7 @@ class Partition:
         if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
             raise OffsetOutOfRange(
                 f"{self.name}: offset {offset} is out of range, the log holds "
-                f"{self.log.log_start_offset} to {self.high_watermark}",
+                f"{self.log.log_start_offset} up to, not including, {self.high_watermark}",
                 log_start=self.log.log_start_offset,
                 high_watermark=self.high_watermark,
             )
@@ -443,11 +442,10 @@ class Partition:
             journal.warning("damage", partition=str(self.name), reason=str(error))
             raise
 
-    def trim(self, offset: int) -> list[Job]:
-        """Raise the log start (delete-records). Returns the file jobs to run."""
-        jobs = self.log.set_log_start(offset)
+    def trim(self, offset: int) -> None:
+        """Raise the log start (delete-records); the next checkpoint removes files."""
+        self.log.set_log_start(offset)
         # All of the ring: what is left of the log is in the files, and readers come back by themselves.
         self.window.drop()
         if self.leader is not None:
             self._moved(self.leader.trimmed(offset))
-        return jobs

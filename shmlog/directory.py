@@ -217,7 +217,10 @@ def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
     Raises: InvalidConfig: as `create_cluster` and `load_cluster`, or another number of brokers.
     """
     if not cluster_file(path).exists():
-        return create_cluster(path, 1 if brokers is None else brokers)
+        try:
+            return create_cluster(path, 1 if brokers is None else brokers)
+        except OSError as error:
+            raise InvalidConfig(f"no cluster can be made in {path}: {error.strerror}") from None
     cluster = load_cluster(path)
     if brokers is not None and brokers != len(cluster.brokers):
         raise InvalidConfig(

@@ -1,8 +1,9 @@
 """The table: operation -> handler. From a message's frames to a request that is being handled.
 
 Every request gets exactly one answer. What cannot be read is answered 42, with id null if even that could not
-be read; an unexpected error while a request is decoded or begun is answered -1, so that no message can kill a
-broker twice.
+be read; an unexpected error while a request is decoded is answered -1, so that no message can kill a broker
+twice. A handler's own errors (ShmlogError) are answers; anything else that it raises is ours, or the disk's, may
+have left a request half done, and ends the broker.
 """
 
 from __future__ import annotations

@@ -10,10 +10,12 @@ one way and may be lost: it is dropped where the peer is not connected or PEER_M
 - Mandatory routing: an answer to a client that is gone is an error we see, not a silent drop.
 - A frame above FRAME_SIZE_MAX ends its connection inside libzmq before anything is allocated for it.
 - A client that does not read its answers: libzmq holds PIPE_MESSAGES of them, then ours wait here, at most
-  BACKLOG_BYTES_MAX (one answer of any allowed size may always wait on an empty queue); then the session is cut
-  off: what waits is dropped and further requests of that session are ignored.
+  BACKLOG_BYTES_MAX (one answer of any allowed size may always wait on an empty queue), and at most STUCK_NS_MAX
+  without one of them leaving; then the session is cut off: what waits is dropped and further requests of that
+  session are ignored. While nothing leaves we look again ever more seldom, down to RETRY_MS_MAX.
 - libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while more than
-  half of the descriptors are in use, and opened again below a quarter.
+  half of the descriptors are in use, and opened again below a quarter. The sessions that it had accepted end with
+  it, so it is the last resort that it looks like: clients come back when it is open, and repeat.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ import zmq
 
 from node import journal
 from shmlog import process
+from shmlog.clock import NS_PER_S, Clock
 
 FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
 PEER_MESSAGES = 256
 PEER_RECONNECT_MS, PEER_RECONNECT_MAX_MS = 10, 160
 BACKLOG_BYTES_MAX = 4 << 20
+STUCK_NS_MAX = 30 * NS_PER_S
+RETRY_MS_MAX = 100
 CUT_OFF_MAX = 4096
 _POLLIN = int(zmq.POLLIN)
 
@@ -87,8 +92,8 @@ class Wire(Protocol):
         """Answer a session; never blocks."""
         ...
 
-    def flush(self) -> bool:
-        """Send what had to wait; True if something still does."""
+    def flush(self) -> int:
+        """Send what had to wait; in how many ms to come again, 0 if nothing waits."""
         ...
 
     def guard_descriptors(self) -> None:
@@ -110,6 +115,7 @@ class ZmqWire:
         peers: Mapping[int, str],
         wake_fd: int,
         descriptors_max: int,
+        clock: Clock,
     ) -> None:
         self._context = zmq.Context(io_threads=1)
         self._endpoint = endpoint
@@ -128,6 +134,9 @@ class ZmqWire:
         self._descriptors_max = descriptors_max
         self._backlog: dict[bytes, deque[Sequence[bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
+        self._moved_ns: dict[bytes, int] = {}  # when a client's backlog began or last shrank
+        self._retry_ms = 1
+        self._clock = clock
         self._cut_off: dict[bytes, None] = {}
         for broker in self._peers:
             self._dial(broker)  # early: what is sent before the connection stands is lost
@@ -223,27 +232,40 @@ class ZmqWire:
         size = sum(map(len, frames))
         waiting = self._backlog_bytes.get(client, 0)
         if waiting and waiting + size > BACKLOG_BYTES_MAX:
-            journal.warning("client cut off", reason="does not read", waiting_bytes=waiting)
-            self._drop(client)
-            if len(self._cut_off) >= CUT_OFF_MAX:
-                del self._cut_off[next(iter(self._cut_off))]
-            self._cut_off[client] = None
+            self._cut(client)
             return
         self._backlog.setdefault(client, deque()).append(frames)
         self._backlog_bytes[client] = waiting + size
+        self._moved_ns.setdefault(client, self._clock.monotonic_ns())
+
+    def _cut(self, client: bytes) -> None:
+        waiting = self._backlog_bytes[client]
+        journal.warning("client cut off", reason="does not read", waiting_bytes=waiting)
+        self._drop(client)
+        if len(self._cut_off) >= CUT_OFF_MAX:
+            del self._cut_off[next(iter(self._cut_off))]
+        self._cut_off[client] = None
 
     def _drop(self, client: bytes) -> None:
         self._backlog.pop(client, None)
         self._backlog_bytes.pop(client, None)
+        self._moved_ns.pop(client, None)
 
-    def flush(self) -> bool:
+    def flush(self) -> int:
+        now_ns = self._clock.monotonic_ns()
+        moved = False
         for client in list(self._backlog):
             queue = self._backlog[client]
             while queue and self._try_send(client, queue[0]):
                 self._backlog_bytes[client] -= sum(map(len, queue.popleft()))
+                self._moved_ns[client] = now_ns
+                moved = True
             if not queue:
                 self._drop(client)
-        return bool(self._backlog)
+            elif now_ns - self._moved_ns[client] > STUCK_NS_MAX:
+                self._cut(client)
+        self._retry_ms = 1 if moved or not self._backlog else min(2 * self._retry_ms, RETRY_MS_MAX)
+        return self._retry_ms if self._backlog else 0
 
     def guard_descriptors(self) -> None:
         used = process.open_descriptors()

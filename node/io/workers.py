@@ -39,6 +39,7 @@ THREADS = {Lane.METADATA: 1, Lane.SYNC: 2, Lane.FILES: 1, Lane.OPEN: 4}
 class Completion(NamedTuple):
     """A job that has run. `error` is what it raised; `done` is for the loop to call."""
 
+    lane: Lane
     done: Callable[[object, BaseException | None], None]
     result: object
     error: BaseException | None
@@ -140,5 +141,5 @@ class ThreadWorkers:
                 result = run()
             except BaseException as raised:  # noqa: BLE001 - handed to the loop, which decides
                 error = raised
-            self._done.append(Completion(done, result, error))
+            self._done.append(Completion(lane, done, result, error))
             os.eventfd_write(self._eventfd, 1)

@@ -28,14 +28,18 @@ COLUMNS = (
 
 
 @click.command()
-@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("path", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.pass_obj
-def fsck(settings: Settings, path: Path) -> int:
+def fsck(settings: Settings, path: Path | None) -> int:
     """Check every file of a stopped cluster: CRCs, offsets, epochs, index. Changes nothing.
 
-    Exit 7 if something is damaged. What the next start repairs by itself (a torn tail, an index) is
-    noted and is no damage.
+    Exit 7 if something is damaged. What the next start repairs by itself (a torn tail, an index) and
+    what lies wholly below the log start is noted and is no damage.
     """
+    if path is None:
+        if settings.dir is None:
+            raise click.UsageError("no directory: name one, as DIR or with -d DIR")
+        path = Path(settings.dir)
     cluster = directory.load_cluster(path)
     supervisor = directory.read_supervisor(path)
     if supervisor is not None:

@@ -148,7 +148,7 @@ def error_text(error: ShmlogError) -> str:
     if error.exit_status == 2 or "\n" in str(error):
         return str(error)
     name = f" ({error.name})" if error.exit_status == 1 else ""
-    return f"{error}{name}\n  {error.hint}"
+    return f"{error}{name}" + (f"\n  {error.hint}" if error.hint else "")
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from shmlog.clock import NS_PER_S, SYSTEM_CLOCK, sleep
 from shmlog.directory import Where, find_cluster, nobody_lives, read_brokers, read_supervisor
+from shmlog.errors import ClusterNotFound
 
 RESTART_WAIT_NS = 5 * NS_PER_S  # the supervisor's longest pause is one second
 
@@ -22,11 +24,20 @@ def discoverer(where: Where) -> Callable[[], list[str]]:
     location = find_cluster(where)
     if location.endpoint is not None:
         endpoint = location.endpoint
+        _check_listener(endpoint)
         return lambda: [endpoint]
     assert location.directory is not None
     directory = location.directory
     _wait_for_restart(directory)
     return lambda: _endpoints(directory)
+
+
+def _check_listener(endpoint: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(endpoint.removeprefix("ipc://"))
+        except OSError as error:
+            raise ClusterNotFound(f"nobody listens at {endpoint}: {error.strerror}") from None
 
 
 def _wait_for_restart(directory: Path) -> None:

@@ -53,6 +53,8 @@ class Consumer:
             "always"; "never" = not the body CRC.
         ring: read from shared memory where possible.
     When the constructor returns, every position is fixed: nothing written from then on is missed.
+    Without `partitions` and `stop`, partitions that are added to its topics are read too, from their log
+    start, within five minutes.
     """
 
     def __init__(
@@ -99,12 +101,15 @@ class Consumer:
             check_body=self._check_crcs is not False,
         )
         session.on_metadata = self._on_metadata
+        self._grows = False
+        self._added: dict[TopicPartition, str] = {}  # new partitions and their topic ids
         self._batch: Batch | None = None  # partly handed out, record by record
         self._taken = 0
         try:
             with self._engine.lock:
                 self._assign(topics, partitions)
                 stop_at = positions.parse(stop) if stop is not None else last
+                self._grows = partitions is None and stop_at is None
                 self._fix(list(self._readers), first or positions.EARLIEST, stop_at)
         except BaseException:
             self.close()
@@ -258,6 +263,7 @@ class Consumer:
                         f"topic {info.topic!r} has partitions 0..{count - 1}, not {number}",
                         topic=info.topic,
                         partition=number,
+                        hint="",
                     )
                 tp = TopicPartition(info.topic, number)
                 self._fetches.add(PartitionReader(tp, info.topic_id, 0, ENDLESS))
@@ -319,6 +325,8 @@ class Consumer:
         engine.check()
         deadline_ns = None if timeout_ns is None else engine.now() + timeout_ns
         while True:
+            if self._added:
+                self._take_added()
             reader = self._find(copy)
             if reader is not None:
                 return self._hand_out(reader)
@@ -335,6 +343,12 @@ class Consumer:
                 wait_ns = retry_ns - now
                 left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
             engine.pump(left_ns)
+
+    def _take_added(self) -> None:
+        found = self._engine.list_offsets([(tp, _EARLIEST) for tp in self._added])
+        added, self._added = self._added, {}
+        for tp, topic_id in added.items():
+            self._fetches.add(PartitionReader(tp, topic_id, found[tp, _EARLIEST], ENDLESS))
 
     def _find(self, copy: bool) -> PartitionReader | None:
         """A partition with something in its buffer, filled from its ring if need be."""
@@ -454,6 +468,12 @@ class Consumer:
                 reader.error = UnknownTopic(f"topic {reader.tp.topic!r} was deleted")
             elif metadata.leader(reader.tp) is None:
                 self._fetches.refresh_wanted = True
+        for topic in self._engine.session.topics if self._grows else ():
+            info = metadata.topics[topic]
+            for number in range(len(info.partitions)):
+                tp = TopicPartition(topic, number)
+                if tp not in self._readers and not info.error:
+                    self._added[tp] = info.topic_id
 
 
 def _needs_ends(position: Position) -> bool:

@@ -151,6 +151,7 @@ class Session:
         self._refresh_again = False
         self._refreshed_ns = 0
         self._refreshes = 0  # in quick succession
+        self._aged_ns = 0  # when the metadata is too old; 0: not known yet
 
     # --- inputs
 
@@ -257,6 +258,10 @@ class Session:
                     pending.on_done(Outcome(None, (), error, False), now)
             if not line:
                 self._deadlines.pop(timeout_ns, None)
+        if self.topics and now >= self._aged_ns:
+            if self._aged_ns:
+                self.refresh(now)
+            self._aged_ns = now + METADATA_AGE_NS
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2](now)
 
@@ -278,6 +283,8 @@ class Session:
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do, None if never."""
         due = self._timers[0][0] if self._timers else None
+        if self.topics and (due is None or self._aged_ns < due):
+            due = self._aged_ns
         for line in self._deadlines.values():
             while line and line[0][1] not in self._pending:
                 line.popleft()
@@ -351,6 +358,7 @@ class Session:
     def _refreshed(self, outcome: Outcome, now: int) -> None:
         self._refreshing = False
         self._refreshed_ns = now
+        self._aged_ns = now + METADATA_AGE_NS
         if outcome.error is not None:
             self.refresh(now)
             return

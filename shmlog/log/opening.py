@@ -51,6 +51,7 @@ class Opened:
     epochs: EpochHistory = field(default_factory=EpochHistory)
     epochs_dirty: bool = False
     producers: ProducerStates = field(default_factory=ProducerStates)
+    checkpoint: Checkpoint | None = None  # the newest generation, if it is in its place
     level: Level = "os"
     report: RecoveryReport = field(default_factory=RecoveryReport)
 
@@ -135,9 +136,11 @@ class Opening:
         self._found = checkpoint.read(self._storage, path, Checkpoint)
         self._newest = checkpoint.read_newest(self._storage, path, Checkpoint) is not None
         # A power cut between the renames leaves the generation before, and that was the newest then.
-        between = self._found is not None and not self._storage.exists(path)
+        in_place = self._storage.exists(path)
+        between = self._found is not None and not in_place
         self._in_force = self._newest or between
         if self._found is None or self._found.topic_id == self._topic_id:
+            self._opened.checkpoint = self._found if self._newest and in_place else None
             return
         number = 0
         while self._storage.exists(aside := paths.stray_dir(self._directory, number)):
@@ -237,8 +240,10 @@ class Opening:
             self._set_aside([base, *behind])
             return False
         next_base = behind[0] if behind else None
-        trusted = trust_indexes and next_base is not None and next_base <= self._mark
-        if trusted and next_base is not None and segment.load_index(next_base):
+        # The mark of a clean stop is the log's end, and the active segment's index was saved then too.
+        sealed_end = self._mark if next_base is None and self._at.clean else next_base
+        trusted = trust_indexes and sealed_end is not None and base < sealed_end <= self._mark
+        if trusted and sealed_end is not None and segment.load_index(sealed_end):
             segments.append(segment)
             return True
         file_size = segment.file().size()
@@ -280,11 +285,11 @@ class Opening:
         segment.file().sync()
 
     def _missing(self, first: int, end: int) -> None:
-        text = f"{self._directory}: offsets {first} to {end} were synced and are missing"
+        text = f"{self._directory}: offsets {first} up to, not including, {end} were synced and are missing"
         self._damaged(text, first, end)
 
     def _rot(self, text: str, first: int, end: int) -> None:
-        self._damaged(f"damaged, offsets {first} to {end}: {text}", first, end)
+        self._damaged(f"damaged, offsets {first} up to, not including, {end}: {text}", first, end)
 
     def _damaged(self, text: str, first: int, end: int) -> None:
         if not self._at.replicated:

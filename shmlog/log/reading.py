@@ -96,12 +96,8 @@ class LogReader:
                 if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
-        except NOT_A_BATCH as error:
-            return pieces, place, expected, str(error)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
+        except (*NOT_A_BATCH, OSError) as error:
+            return pieces, place, expected, _unreadable(error)
         return pieces, place, expected, "the segment ends"
 
     def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
@@ -120,8 +116,8 @@ class LogReader:
         self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
     ) -> CorruptLog:
         return CorruptLog(
-            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
-            f"{reason}",
+            f"{segment.path} is damaged at position {position}, offsets {offset} up to, not including, "
+            f"{end_offset}: {reason}",
             log_start=offset,
             high_watermark=end_offset,
         )
@@ -174,13 +170,23 @@ class LogReader:
                 check_body_crc(found.data, found.header)
                 expected = found.header.end_offset
                 yield found.header, found.data
-        except NOT_A_BATCH as error:
+        except (*NOT_A_BATCH, OSError) as error:
+            reason = _unreadable(error)
             first = max(expected, segment.base_offset)
             _, end_offset = self._behind(segment, place, first)
-            raise self._damaged(segment, place, first, end_offset, str(error)) from None
+            raise self._damaged(segment, place, first, end_offset, reason) from None
         finally:
             self._close_cold(segment)
 
 
 def _base_offset(segment: Segment) -> int:
     return segment.base_offset
+
+
+def _unreadable(error: Exception) -> str:
+    """Why a batch cannot be read: it is none, or the device cannot say. Raises all other errors."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno != errno.EIO:
+        raise error
+    return f"the device cannot read it: {error.strerror}"
