@@ -136,14 +136,14 @@ class Standing:
     def _register(self, now_ns: int) -> None:
         metadata = self._context.metadata
         controller = (metadata.controller_id, metadata.raft.term)
-        if (
-            self._asking
-            or controller == self._told
-            or controller[0] == -1
-            or now_ns < self._retry_ns
-        ):
+        if self._asking or now_ns < self._retry_ns:
             return
-        self._asking, self._retry_ns = True, 0
+        self._retry_ns = (
+            0  # also where nobody can be told now: a deadline that has passed would spin
+        )
+        if controller == self._told or controller[0] == -1:
+            return
+        self._asking = True
 
         def done(_: int, error: ShmlogError | None) -> None:
             self._asking = False

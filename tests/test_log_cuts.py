@@ -199,7 +199,9 @@ def test_lack_of_space_before_a_cut_leaves_the_batches_and_can_be_tried_again() 
                 storage.unlink(f"{DIRECTORY}/{name}.new")
         attempts = itertools.count(1)
 
-        def no_room(did: str, path: str, kind: str = kind, nth: int = nth, attempts: Any = attempts) -> None:
+        def no_room(
+            did: str, path: str, kind: str = kind, nth: int = nth, attempts: Any = attempts
+        ) -> None:
             if did == kind and next(attempts) >= nth:
                 raise OSError(errno.ENOSPC, "full", path)
 

@@ -29,6 +29,7 @@ class LogMachine(RuleBasedStateMachine):
         self.batches: list[Stamped] = []
         self.times: list[int] = []  # of the records from `start_of_times` on
         self.start_of_times = 0
+        self.was_cut = False
         self.marks: list[tuple[int, int]] = []  # the producer's next sequence at each end
         self.start = self.synced = self.epoch = self.sequence = 0
         self.begun = -1  # the epoch in which the next batch will be, if it begins at the end
@@ -155,6 +156,7 @@ class LogMachine(RuleBasedStateMachine):
         if offset == self.start:
             self.batches = []
         del self.times[offset - self.start_of_times :]
+        self.was_cut = True
         self.marks = [mark for mark in self.marks if mark[0] <= offset]
         if len(self.log.producers) == 0:
             self.marks = []  # no batch and no snapshot knows of it any more (P06)
@@ -224,6 +226,12 @@ class LogMachine(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         for header, _ in self.batches[-5:]:
+            if (
+                self.was_cut
+                and header.end_offset <= self.start
+                and header is not self.batches[-1][0]
+            ):
+                continue  # it had left the window, and retention its batch: nothing knows of it
             found = self.log.producers.check(header)
             assert found is not None, header
             assert found.base_offset == header.base_offset
