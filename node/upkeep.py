@@ -23,11 +23,12 @@ from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
 CHECKPOINT_INTERVAL_NS = NS_PER_S
 NO_SPACE_PAUSE_NS = NS_PER_S
+_SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Is this the lack of space that a broker survives?"""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Is this the lack of space, or of descriptors, that a broker survives?"""
+    return isinstance(error, OSError) and error.errno in _SCARCE
 
 
 class Upkeep:
@@ -100,6 +101,8 @@ class Upkeep:
         if error is not None:
             raise error
         partition.log.finish_sync(job)
+        if partition.log.trim_waits:
+            self._checkpoint_due[partition] = self._clock.monotonic_ns()
         if partition.synced(partition.log.synced_end_offset):
             self._settled(partition)
 

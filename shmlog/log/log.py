@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
-from shmlog.log import checkpoint, paths, recovery
+from shmlog.errors import Backpressure, CorruptLog, DiskFull, OffsetOutOfRange
+from shmlog.log import checkpoint, opened, paths, recovery
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable
+from shmlog.log.index import Stretch
 from shmlog.log.jobs import AllocationJob, CallJob, Job, SyncJob
 from shmlog.log.producers import ProducerStates, Snapshot
 from shmlog.log.recovery import RecoveryReport
@@ -29,7 +30,10 @@ from shmlog.settings import MIB, TopicConfig
 ALLOCATION_MIN, ALLOCATION_MAX = 4 * MIB, 16 * MIB
 SNAPSHOT_INTERVAL_NS = 1_000_000_000
 SEALED_OPEN_MAX = 4
+OPEN_FILES_MAX = 1 + SEALED_OPEN_MAX  # descriptors of one log
 SEARCH_BYTES = 64 << 10
+# A search for what lies behind damage, in a turn: what only looks like batches must not hold up everybody.
+SEARCH_HEADERS_MAX, SEARCH_BODIES_BYTES_MAX = 4096, 32 * MIB
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -53,7 +57,9 @@ class Log:
         self._dirty: dict[Segment, None] = {}
         self._directory_dirty = False
         self._epochs_dirty = False
-        self._snapshot: Snapshot | None = None  # at or below the synced end, to be written
+        # At or below the synced end. Invariant: on disk before a checkpoint or an unlink relies on it.
+        self._snapshot = Snapshot(0, {})
+        self._snapshot_handed_out: Snapshot | None = None
         self._snapshot_due_ns = 0
         self._now_ns = 0
         self._checkpointed: Checkpoint | None = None
@@ -73,18 +79,54 @@ class Log:
         now_ns: int,
         same_boot: bool,
         clean: bool,
+        missing_ok: bool = False,
     ) -> Log:
         """Open or make a partition's log, and recover it after an unclean stop.
 
-        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError.
+        `missing_ok`: what was here and is gone begins anew, and `recovery.missing` says so; else it is refused.
+        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError. No descriptor
+        stays open then.
         """
         log = cls(storage, directory, topic_id, partition, config)
         found, newest = log._set_foreign_aside()
+        if found is None:
+            log._check_not_lost(missing_ok)
         if not storage.exists(directory):
             storage.make_dir(directory)
             storage.sync_dir(directory.rpartition("/")[0] or ".")
-        log._recover(found, newest, same_boot=same_boot, clean=clean, now_ns=now_ns)
+        try:
+            log._recover(found, newest, same_boot=same_boot, clean=clean, now_ns=now_ns)
+            log._remember()
+        except BaseException:
+            log.close_files()
+            raise
         return log
+
+    def _check_not_lost(self, missing_ok: bool) -> None:
+        """There is no checkpoint: a new partition, one whose checkpoint is damaged, or one that was lost."""
+        if not opened.was_opened(self._storage, self.directory, self.topic_id):
+            return
+        exists = self._storage.exists(self.directory)
+        names = self._storage.list(self.directory) if exists else []
+        if any(paths.parse_segment_log(name) is not None for name in names):
+            return  # the batches say what there is
+        if not missing_ok:
+            what = "is empty" if exists else "is gone"
+            raise CorruptLog(
+                f"{self.directory} {what}, and it held a log at an earlier start: put it back from a copy, or "
+                f"remove {opened.mark_path(self.directory)} to begin with an empty one",
+                log_start=0,
+                high_watermark=-1,
+            )
+        self.recovery.missing = True
+
+    def _remember(self) -> None:
+        if not opened.was_opened(self._storage, self.directory, self.topic_id):
+            try:
+                opened.remember(self._storage, self.directory, self.topic_id)
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    raise  # else the next start tries again
 
     def _set_foreign_aside(self) -> tuple[Checkpoint | None, bool]:
         """The directory's checkpoint. One of another topic id means another topic's: kept, renamed."""
@@ -120,7 +162,7 @@ class Log:
         bases = self._remove_trimmed(bases, log_start)
         for place, base in enumerate(bases):
             next_base = bases[place + 1] if place + 1 < len(bases) else None
-            if not self._recover_segment(base, next_base, mark, same_boot=same_boot, clean=clean):
+            if not self._recover_segment(base, next_base, mark, same_boot=same_boot):
                 self._drop_segments_behind(bases[place + 1 :])
                 break
         if not self._segments:
@@ -133,7 +175,28 @@ class Log:
         if not clean:
             self._rewrite(mark)
         self._sync_all()
-        self._write_checkpoint(self._checkpoint_value(self.log_end_offset))
+        for segment in self._segments[:-1]:
+            segment.close()
+        self._snapshot = self.producers.snapshot(self.log_end_offset)
+        self._checkpointed = found if newest else None
+        self._write_recovered(known=found is not None)
+
+    def _write_recovered(self, *, known: bool) -> None:
+        """Write the checkpoint, unless the one that was found says the same already: a full disk must not
+        keep a log from being opened. What a log that is `known` has found out is found out again."""
+        value = self._checkpoint_value(self.log_end_offset)
+        if value == self._checkpointed and not self._epochs_dirty:
+            return
+        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
+        try:
+            self._write_files(value, epochs, self._snapshot, [])
+        except OSError as error:
+            if not known or error.errno not in _NO_SPACE:
+                raise
+            self.forget_checkpoint()
+            return
+        self._epochs_dirty = False
+        self._checkpointed, self._snapshot_handed_out = value, self._snapshot
 
     def _remove_trimmed(self, bases: list[int], log_start: int) -> list[int]:
         """Finish a trim that a crash has stopped; some of its unlinks may have been lost, in any order."""
@@ -155,10 +218,20 @@ class Log:
         )
 
     def _recover_segment(
-        self, base: int, next_base: int | None, mark: int, *, same_boot: bool, clean: bool
+        self, base: int, next_base: int | None, mark: int, *, same_boot: bool
     ) -> bool:
         """Take one segment in; False if the log ends in it although there are more."""
         segment = Segment(self._storage, self.directory, base, self.config.index_interval_bytes)
+        try:
+            return self._take_in(segment, next_base, mark, same_boot=same_boot)
+        except BaseException:
+            segment.close()
+            raise
+
+    def _take_in(
+        self, segment: Segment, next_base: int | None, mark: int, *, same_boot: bool
+    ) -> bool:
+        base = segment.base_offset
         if self._segments and base != self._segments[-1].end_offset:
             self._rot(
                 f"{segment.path} begins at {base}, the one before ends at {self._segments[-1].end_offset}",
@@ -429,8 +502,9 @@ class Log:
     def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
         """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
         try:
+            effort = recovery.Effort(SEARCH_HEADERS_MAX, SEARCH_BODIES_BYTES_MAX)
             place, following = recovery.extent(
-                segment, position, segment.size, self.topic_id, offset
+                segment, position, segment.size, self.topic_id, offset, effort
             )
         except OSError:
             place = following = None  # the device cannot say
@@ -458,10 +532,13 @@ class Log:
             if segment is not used and segment.index_saved:
                 segment.close()
 
-    def offset_for_time(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
+    def offset_for_time(
+        self, timestamp_ns: int, end_offset: int, enough: Callable[[], bool] = lambda: False
+    ) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record, in offset order, at or after a time; None if there is none.
 
         Exact to the record also where timestamps are out of order.
+        Raises: Backpressure: `enough` was searched for now. Asked again, the search goes on behind that.
         """
         for segment in self._segments:
             if segment.base_offset >= end_offset:
@@ -470,18 +547,38 @@ class Log:
                 segment.end_offset > self.log_start_offset
                 and segment.index.max_timestamp_ns >= timestamp_ns
             ):
-                answer = self._first_created(segment, timestamp_ns, end_offset)
+                answer = self._first_created(segment, timestamp_ns, end_offset, enough)
                 if answer is not None:
                     return answer
         return None
 
     def _first_created(
-        self, segment: Segment, timestamp_ns: int, end_offset: int
+        self,
+        segment: Segment,
+        timestamp_ns: int,
+        end_offset: int,
+        enough: Callable[[], bool],
     ) -> tuple[int, int] | None:
-        for header, data in self._checked(segment, segment.index.position_for_time(timestamp_ns)):
+        index = segment.index
+        for stretch in index.stretches_for_time(timestamp_ns, self.log_start_offset):
+            answer = self._first_created_in(segment, stretch, timestamp_ns, end_offset)
+            if answer is not None:
+                return answer
+            if enough():
+                raise Backpressure("enough searched for one turn: ask again", retry_after_ms=1)
+        return None
+
+    def _first_created_in(
+        self, segment: Segment, stretch: Stretch, timestamp_ns: int, end_offset: int
+    ) -> tuple[int, int] | None:
+        newest_ns = -1
+        for header, data in self._checked(segment, stretch.position, stretch.end):
             if header.base_offset >= end_offset:
                 return None
-            if header.max_timestamp_ns < timestamp_ns or header.end_offset <= self.log_start_offset:
+            if header.end_offset <= self.log_start_offset:
+                continue
+            newest_ns = max(newest_ns, header.max_timestamp_ns)
+            if header.max_timestamp_ns < timestamp_ns:
                 continue
             times = RecordBatch(data, header, check_crc=False).timestamps
             first = max(0, self.log_start_offset - header.base_offset)
@@ -489,12 +586,15 @@ class Log:
             if len(hits):
                 index = first + int(hits[0])
                 return header.base_offset + index, int(times[index])
+        segment.index.learn(stretch.place, newest_ns)
         return None
 
-    def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
+    def _checked(
+        self, segment: Segment, position: int, end: int | None
+    ) -> Iterator[tuple[BatchHeader, memoryview]]:
         place, expected = position, -1
         try:
-            for found in segment.walk(position, read_bytes=SEARCH_BYTES):
+            for found in segment.walk(position, read_bytes=SEARCH_BYTES, end=end):
                 place = found.position
                 check_header_crc(found.data, found.header)
                 check_body_crc(found.data, found.header)
@@ -518,7 +618,7 @@ class Log:
         if not self._dirty and not self._directory_dirty:
             return None
         snapshot = None
-        if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1:
+        if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1 or self.trim_waits:
             snapshot = self.producers.snapshot(self.log_end_offset)
             self._snapshot_due_ns = self._now_ns + SNAPSHOT_INTERVAL_NS
         job = SyncJob(
@@ -558,22 +658,37 @@ class Log:
             job.segment.allocated = max(job.segment.allocated, job.position + job.size)
 
     def _checkpoint_value(self, high_watermark: int) -> Checkpoint:
-        # A log start above the recovery point would, after a power cut, hide what is appended then.
+        # A log start above the recovery point would, after a power cut, hide what is appended then. One above
+        # the producer snapshot would have the next start unlink batches that only the log remembers.
+        end = min(self.synced_end_offset, self._snapshot.end_offset)
         return Checkpoint(
             topic_id=self.topic_id,
-            log_start=min(self.log_start_offset, self.synced_end_offset),
+            log_start=min(self.log_start_offset, end),
             high_watermark=min(high_watermark, self.synced_end_offset),
             recovery_point=self.synced_end_offset,
         )
 
     def checkpoint_job(self, high_watermark: int) -> Job | None:
-        """Write what has changed since the last checkpoint; None if nothing has."""
+        """Write what has changed since the last checkpoint, then unlink what waited for it; None if nothing
+        has. Between turns: what the producer states know is written."""
+        if self.trim_waits and self.synced_end_offset == self.log_end_offset:
+            self._snapshot = self.producers.snapshot(self.log_end_offset)
+        removed = self._below_log_start()
+        if removed:
+            self._checkpointed = None
+        job = self._checkpoint_job(high_watermark)
+        if job is None or not removed:
+            return job
+        return CallJob(partial(_write_and_remove, job, removed))
+
+    def _checkpoint_job(self, high_watermark: int) -> Job | None:
         value = self._checkpoint_value(high_watermark)
         sealed = [s for s in self._segments[:-1] if not s.index_saved]
         if value == self._checkpointed and not sealed and not self._epochs_dirty:
             return None
         epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-        snapshot, self._snapshot = self._snapshot, None
+        snapshot = None if self._snapshot is self._snapshot_handed_out else self._snapshot
+        self._snapshot_handed_out = self._snapshot
         self._epochs_dirty = False
         self._checkpointed = value
         for segment in sealed:
@@ -595,23 +710,17 @@ class Log:
             checkpoint.write(self._storage, f"{self.directory}/{paths.PRODUCERS}", snapshot)
         checkpoint.write(self._storage, f"{self.directory}/{paths.CHECKPOINT}", value)
 
-    def _write_checkpoint(self, value: Checkpoint) -> None:
-        if self._epochs_dirty or value != self._checkpointed:
-            epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-            self._write_files(value, epochs, None, [])
-            self._epochs_dirty = False
-            self._checkpointed = value
-
     def forget_checkpoint(self) -> None:
         """A checkpoint job failed for lack of space: the next one writes everything."""
-        self._checkpointed = None
+        self._checkpointed = self._snapshot_handed_out = None
         self._epochs_dirty = True
 
     def set_log_start(self, offset: int) -> list[Job]:
         """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
 
-        The first job writes the checkpoint: else a start after a kill would miss what was unlinked. What is
-        not synced yet stays until the next call.
+        The first job writes the checkpoint: else a start after a kill would miss what was unlinked, and the
+        producer snapshot: only it remembers their sequences then. What is not covered by a sync and a
+        snapshot yet goes with a later checkpoint (`trim_waits`).
         """
         assert offset <= self.log_end_offset, (offset, self.log_end_offset)
         if offset <= self.log_start_offset:
@@ -623,13 +732,24 @@ class Log:
         if not removed:
             return []
         known = self._checkpointed.high_watermark if self._checkpointed else 0
-        written = self.checkpoint_job(max(known, offset))
+        self._snapshot_handed_out = None  # whatever became of the job that has it
+        written = self._checkpoint_job(max(known, offset))
         assert written is not None, "the epochs are dirty"
         return [written, *(CallJob(partial(_remove, segment)) for segment in removed)]
 
+    @property
+    def trim_waits(self) -> bool:
+        """Are there segments below the log start that wait for a sync, a snapshot and a checkpoint?"""
+        return len(self._segments) > 1 and self._segments[0].end_offset <= self.log_start_offset
+
+    @property
+    def open_files(self) -> int:
+        """Descriptors that this log holds."""
+        return sum(segment.is_open for segment in self._segments)
+
     def _below_log_start(self) -> list[Segment]:
-        """Take out the segments that lie wholly below the log start and the synced end."""
-        end = min(self.log_start_offset, self.synced_end_offset)
+        """Take out the segments that lie wholly below the log start, the synced end and the snapshot."""
+        end = min(self.log_start_offset, self.synced_end_offset, self._snapshot.end_offset)
         removed = []
         while len(self._segments) > 1 and self._segments[0].end_offset <= end:
             removed.append(self._segments.pop(0))
@@ -670,9 +790,16 @@ def _remove(segment: Segment) -> None:
     segment.unlink()
 
 
+def _write_and_remove(written: Job, removed: list[Segment]) -> None:
+    written.run()
+    for segment in removed:
+        _remove(segment)
+
+
 def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
     """A deleted topic's partition: rename its directory out of the way, durably, then remove it."""
     log.close_files()
+    opened.forget(storage, log.directory, log.topic_id)
     target = f"{data_dir}/{paths.deleted_dir(log.topic_id, log.partition)}"
     try:
         storage.make_dir(f"{data_dir}/{paths.DELETED}")

@@ -8,6 +8,7 @@ broker-N/
     checkpoint                    topic id, log start, high watermark, recovery point
     producers                     idempotence state as of an offset
     *.previous, *.new             the generation before; one being written
+  opened/TOPIC-PARTITION          the topic id of a directory that was made here (see opened.py)
   deleted/TOPIC_ID-N/             on its way out
   TOPIC-PARTITION.stray.N/        not known to the metadata; kept
 """
@@ -15,12 +16,15 @@ broker-N/
 from __future__ import annotations
 
 import re
+import zlib
 
 METADATA_TOPIC = "__cluster_metadata"
 EPOCHS = "epochs"
 CHECKPOINT = "checkpoint"
 PRODUCERS = "producers"
 DELETED = "deleted"
+OPENED = "opened"
+NAME_MAX = 255  # bytes of a file name (NAME_MAX of limits.h)
 _SEGMENT = re.compile(r"(\d{20})\.log")
 _PARTITION = re.compile(r"([A-Za-z0-9._-]{1,249})-(\d{1,4})")
 
@@ -59,4 +63,9 @@ def deleted_dir(topic_id: bytes, partition: int) -> str:
 
 def stray_dir(directory: str, number: int) -> str:
     """Where a directory goes that the metadata does not know. Never again a partition's name."""
-    return f"{directory}.stray.{number}"
+    parent, slash, name = directory.rpartition("/")
+    suffix = f".stray.{number}"
+    if len(name) + len(suffix) > NAME_MAX:
+        suffix = f".{zlib.crc32(name.encode()):08x}{suffix}"
+        name = name[: NAME_MAX - len(suffix)]
+    return f"{parent}{slash}{name}{suffix}"
