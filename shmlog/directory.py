@@ -37,6 +37,7 @@ from shmlog.settings import (
     TopicConfig,
     check_all,
     did_you_mean,
+    shown,
 )
 
 FORMAT = 1
@@ -243,7 +244,7 @@ def load_cluster(path: Path) -> ClusterFile:
         raise InvalidConfig(f"{path} has mode {mode:04o}: others may write to it; chmod 700 it")
     try:
         return _checked(path, tomllib.loads(content.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
+    except (ValueError, RecursionError, InvalidConfig) as error:  # not UTF-8, not TOML, or absurd
         raise InvalidConfig(f"{file}: {error}") from None
 
 
@@ -258,12 +259,12 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
         if key not in _KEYS:
             raise InvalidConfig(f"unknown key {key!r}{did_you_mean(key, _KEYS)}")
     if toml.get("format") != FORMAT:
-        raise InvalidConfig(f"format {toml.get('format')!r}: this version reads {FORMAT}")
+        raise InvalidConfig(f"format {shown(toml.get('format'))}: this version reads {FORMAT}")
     cluster, brokers = toml.get("cluster"), toml.get("brokers")
     if not (isinstance(cluster, str) and cluster.isalnum() and cluster.isascii()):
-        raise InvalidConfig(f"cluster = {cluster!r}: must be letters and digits")
+        raise InvalidConfig(f"cluster = {shown(cluster)}: must be letters and digits")
     if not (isinstance(brokers, list) and all(type(b) is int for b in brokers)):
-        raise InvalidConfig(f"brokers = {brokers!r}: must be a list of whole numbers")
+        raise InvalidConfig(f"brokers = {shown(brokers)}: must be a list of whole numbers")
     if len(brokers) != 1 or brokers[0] < 0:
         raise InvalidConfig(f"brokers = {brokers!r}: there is one broker in this version")
     topic_defaults, settings = toml.get("topic", {}), toml.get("settings", {})
