@@ -31,6 +31,8 @@ from node.upkeep import is_no_space
 from shmlog import directory, process, registry
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
+from shmlog.log import opened, paths
+from shmlog.log.log import OPEN_FILES_MAX
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.storage import Storage
 
@@ -50,6 +52,7 @@ class Broker:
         self._data_dir = directory.data_dir(path, broker)
         endpoint = f"ipc://{directory.client_socket(path, broker)}"
         self._data_lock = registry.lock_data_dir(self._data_dir)
+        descriptors = process.raise_descriptor_limit()
         storage = OsStorage()
         # A start writes some small files before anything can be served or deleted: on a full disk they take
         # the room that was kept for them.
@@ -93,6 +96,7 @@ class Broker:
             new_topic_id=lambda: os.urandom(16),
         )
         table.bind(self.context)
+        self._check_descriptors(descriptors)
         self._workers = ThreadWorkers()
         budget = cluster.settings.ring_budget_bytes
         if budget < 0:
@@ -108,9 +112,16 @@ class Broker:
             clean=clean,
         )
         self._catalog.open_all()
+        hosted = {
+            paths.partition_dir(topic.name, p.partition)
+            for topic in self.metadata.image.topics.values()
+            for p in topic.partitions
+        }
+        hosted.add(paths.partition_dir(paths.METADATA_TOPIC, 0))
+        opened.keep_only(storage, str(self._data_dir), hosted)
         _keep_reserve(storage, reserve)
         uptime.write(self._data_dir, self._uptime)
-        self._wire = ZmqWire(endpoint, self._workers.fileno(), process.raise_descriptor_limit())
+        self._wire = ZmqWire(endpoint, self._workers.fileno(), descriptors, self._log_files)
         self._loop = Loop(self.context, self._catalog, self._wire, self._workers, clock)
         self._registration = registry.Registration(directory.registry_file(path, broker))
         self._entry = directory.BrokerEntry(
@@ -123,6 +134,26 @@ class Broker:
             started=clock.wall_ns(),
         )
         self._clean_before = clean
+
+    def _log_files(self) -> int:
+        return sum(p.log.open_files for p in self.context.partitions.values())
+
+    def _check_descriptors(self, limit: int) -> None:
+        """A quarter of the descriptors is for connections; the rest for the files of the logs.
+
+        Raises: InvalidConfig: not even one file of each partition can be open.
+        """
+        for_logs = limit * 3 // 4
+        hosted = sum(len(topic.partitions) for topic in self.metadata.image.topics.values())
+        if hosted > for_logs:
+            raise InvalidConfig(
+                f"{hosted} partitions, and the limit of open files is {limit}: raise it (ulimit -n) to at "
+                f"least {hosted * 4 // 3 + 4}"
+            )
+        allowed = max(1, for_logs // OPEN_FILES_MAX)
+        if allowed < self.context.partitions_max:
+            self.context.partitions_max = allowed
+            journal.warning("few descriptors", limit=limit, partitions_max=allowed)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises OSError: a write or sync failed, the broker must end."""

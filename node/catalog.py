@@ -76,12 +76,13 @@ class Catalog:
         ]
         # Opening waits for syncs, and syncs of different files overlap.
         with ThreadPoolExecutor(OPEN_THREADS) as pool:
-            logs = pool.map(lambda pair: self._open(*pair), hosted)
-            for (topic, state), log in zip(hosted, logs, strict=True):
-                self._opened(topic, state, log, None)
+            logs = pool.map(lambda pair: self._try_to_open(*pair), hosted)
+            for (topic, state), (log, error) in zip(hosted, logs, strict=True):
+                self._opened(topic, state, log, error)
         self._set_strays_aside(image)
-        # From here on every log that is opened is a new one.
-        self._clean = self._same_boot = True
+        if not self._unopened:
+            # From here on every log that is opened is a new one.
+            self._clean = self._same_boot = True
 
     def follow(self, old: Image, new: Image) -> None:
         """The image has changed: open what is new, close what is gone, apply settings and log starts."""
@@ -113,6 +114,14 @@ class Catalog:
                     partial(self._open, topic, state),
                     partial(self._opened, topic, state),
                 )
+
+    def _try_to_open(
+        self, topic: Topic, state: PartitionRecord
+    ) -> tuple[Log | None, OSError | None]:
+        try:
+            return self._open(topic, state), None
+        except OSError as error:
+            return None, error
 
     def _open(self, topic: Topic, state: PartitionRecord) -> Log:
         return Log.open(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from node.core.cluster.controller import REPLICAS_MAX
 from node.core.purgatory import Purgatory
 from node.metadata import Metadata
 from node.partition import Partition
@@ -46,7 +47,17 @@ REQUEST_BYTES_MIN = 1024  # what a parked request costs however short it is
 class Exchange:
     """A request that was admitted. Invariant: answered exactly once."""
 
-    __slots__ = ("_context", "_envelope", "client", "codec", "deadline_ns", "id", "open", "size")
+    __slots__ = (
+        "_context",
+        "_envelope",
+        "appended",
+        "client",
+        "codec",
+        "deadline_ns",
+        "id",
+        "open",
+        "size",
+    )
 
     def __init__(
         self, context: Context, client: bytes, codec: header.Codec, envelope: bool, size: int
@@ -59,6 +70,7 @@ class Exchange:
         self.id: int | None = None
         self.deadline_ns = 0
         self.open = True
+        self.appended = False  # has it changed a partition?
         context.admitted_bytes += self.size
 
     def begin(self, request: Request) -> None:
@@ -121,6 +133,7 @@ class Context:
     purgatory: Purgatory[tuple[object, str], Waiter] = field(default_factory=Purgatory)
     outbox: list[Outgoing] = field(default_factory=list)
     dirty: dict[Partition, None] = field(default_factory=dict)  # appended to in this turn
+    partitions_max: int = REPLICAS_MAX  # that this broker's descriptors allow
     admitted_bytes: int = 0
     producer_ids: list[int] = field(default_factory=list)  # [next, end) of this broker's block
     simple_records: int = 0  # built or opened in this turn

@@ -181,16 +181,19 @@ def produce_fast(
             partition = find_partition(
                 context, wanted.topic, wanted.partition, wanted.topic_id, wanted.leader_epoch
             )
-            _append(context, entry, partition, frame)
+            _append(context, exchange, entry, partition, frame)
         except ShmlogError as error:
             entry.error = error
         entries.append(entry)
     _park(context, exchange, entries, request.acks, simple=False)
 
 
-def _append(context: Context, entry: _Entry, partition: Partition, frame: bytes) -> None:
+def _append(
+    context: Context, exchange: Exchange, entry: _Entry, partition: Partition, frame: bytes
+) -> None:
     entry.partition = partition
     entry.appended = partition.append(frame)
+    exchange.appended = True
     context.dirty[partition] = None
 
 
@@ -274,5 +277,5 @@ def produce_simple(
         base_sequence=producer[2],
     )
     entry = _Entry(request.topic, index)
-    _append(context, entry, partition, bytes(batch))
+    _append(context, exchange, entry, partition, bytes(batch))
     _park(context, exchange, [entry], request.acks, simple=True)

@@ -132,3 +132,11 @@ def handle(context: Context, exchange: Exchange, request: Request, frames: list[
         _BY_TYPE[type(request)](context, exchange, request, frames)
     except ShmlogError as error:
         exchange.fail(error)
+    except (OSError, AssertionError):
+        raise  # the disk, or a broken invariant: the broker ends
+    except Exception as error:
+        # An append is the last thing that a produce does before it parks: what fails after one is ours.
+        if not exchange.open or exchange.appended:
+            raise
+        journal.failure("request failed", error, op=request.op[:40], client=exchange.client.hex())
+        exchange.fail(ServerError("internal error: the broker's log has the details"))

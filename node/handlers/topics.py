@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from node import journal
 from node.core.cluster import controller
-from node.core.cluster.image import Image, Record, Topic
+from node.core.cluster.image import Image, PartitionRecord, Record, Topic
 from node.handlers.exchange import READY, Context, Exchange
 from node.handlers.lookup import find_topic
-from shmlog.errors import ShmlogError, VersionMismatch
+from shmlog.errors import Code, InvalidRequest, ServerError, ShmlogError, VersionMismatch
 from shmlog.protocol.header import HEADER_SIZE_MAX
 from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
@@ -39,6 +40,7 @@ from shmlog.records.compression import available
 from shmlog.settings import TOPIC_SETTINGS
 
 SOFTWARE = "shmlog 0.1.0"
+TOPIC_NAMES_MAX = 2048
 
 
 def hello(context: Context, exchange: Exchange, request: Hello, frames: list[bytes]) -> None:
@@ -75,6 +77,8 @@ def hello(context: Context, exchange: Exchange, request: Hello, frames: list[byt
 def metadata(context: Context, exchange: Exchange, request: Metadata, frames: list[bytes]) -> None:
     """Brokers, topics, leaders; a producer's missing topics are made first where that is on."""
     image = context.metadata.image
+    if request.topics is not None and len(request.topics) > TOPIC_NAMES_MAX:
+        raise InvalidRequest(f"{len(request.topics)} topic names: at most {TOPIC_NAMES_MAX}")
     if request.auto_create and context.settings.auto_create_topics:
         for name in request.topics or ():
             if name not in image.topics and _may_create(context, name):
@@ -82,7 +86,7 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
                     exchange, name, lambda: context.handle(exchange, request, frames)
                 )
                 return
-    names = sorted(image.topics) if request.topics is None else request.topics
+    names = sorted(image.topics) if request.topics is None else dict.fromkeys(request.topics)
     identity = context.identity
     assert exchange.id is not None
     exchange.answer(
@@ -170,15 +174,51 @@ class _ReadyWait:
 def _create_plan(
     context: Context, request: CreateTopic, topic_id: bytes
 ) -> Callable[[Image], list[Record]]:
-    return lambda image: controller.create_topic(
-        image,
-        name=request.topic,
-        topic_id=topic_id,
-        partition_count=request.partition_count,
-        replication_factor=request.replication_factor,
-        configs=request.configs,
-        brokers=context.identity.brokers,
+    def plan(image: Image) -> list[Record]:
+        records = controller.create_topic(
+            image,
+            name=request.topic,
+            topic_id=topic_id,
+            partition_count=request.partition_count,
+            replication_factor=request.replication_factor,
+            configs=request.configs,
+            brokers=context.identity.brokers,
+        )
+        check_descriptors(context, image, records)
+        return records
+
+    return plan
+
+
+def check_descriptors(context: Context, image: Image, records: list[Record]) -> None:
+    """Raises InvalidRequest (37) where this broker has no descriptors for the new partitions' files."""
+    new = sum(
+        isinstance(r, PartitionRecord) and context.identity.broker in r.replicas for r in records
     )
+    hosted = sum(
+        context.identity.broker in p.replicas for t in image.topics.values() for p in t.partitions
+    )
+    if hosted + new > context.partitions_max:
+        raise InvalidRequest(
+            f"{hosted + new} partitions on broker {context.identity.broker}: its limit of open files allows "
+            f"{context.partitions_max} (raise ulimit -n, and start it again)",
+            code=Code.INVALID_PARTITIONS,
+        )
+
+
+def _safe(plan: Callable[[Image], list[Record]]) -> Callable[[Image], list[Record]]:
+    """A plan that is made in a later turn: a bug in it is answered -1, and nothing has been changed."""
+
+    def run(image: Image) -> list[Record]:
+        try:
+            return plan(image)
+        except ShmlogError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a plan touches nothing
+            journal.failure("change could not be planned", error)
+            raise ServerError("internal error: the broker's log has the details") from None
+
+    return run
 
 
 def create_topic(
@@ -235,7 +275,7 @@ def _create(
         else:
             _ReadyWait(context, topic, exchange.deadline_ns, done).resume()
 
-    context.metadata.submit(plan, committed)
+    context.metadata.submit(_safe(plan), committed)
 
 
 def create_default_topic(
@@ -261,7 +301,7 @@ def _change(context: Context, exchange: Exchange, plan: Callable[[Image], list[R
             assert exchange.id is not None
             exchange.answer(ChangeAnswer(id=exchange.id, metadata_offset=offset))
 
-    context.metadata.submit(plan, done)
+    context.metadata.submit(_safe(plan), done)
 
 
 def alter_topic(
@@ -292,15 +332,17 @@ def add_partitions(
         topic = context.metadata.image.topics[request.topic]
         _ReadyWait(context, topic, exchange.deadline_ns, answer).resume()
 
-    context.metadata.submit(
-        lambda image: controller.add_partitions(
+    def plan(image: Image) -> list[Record]:
+        records = controller.add_partitions(
             image,
             name=request.topic,
             partition_count=request.partition_count,
             brokers=context.identity.brokers,
-        ),
-        done,
-    )
+        )
+        check_descriptors(context, image, records)
+        return records
+
+    context.metadata.submit(_safe(plan), done)
 
 
 def delete_topic(

@@ -6,22 +6,26 @@ ROUTER over ipc. Clients set no identity, so a session is the routing id that li
 - A frame above FRAME_SIZE_MAX ends its connection inside libzmq before anything is allocated for it.
 - A client that does not read its answers: libzmq holds PIPE_MESSAGES of them, then ours wait here, at most
   BACKLOG_BYTES_MAX (one answer of any allowed size may always wait on an empty queue); then the session is cut
-  off: what waits is dropped and further requests of that session are ignored.
-- libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while more than
-  half of the descriptors are in use, and opened again below a quarter.
+  off: what waits is dropped and further requests of that session are ignored. A ROUTER cannot close one peer; so
+  the first request after the session has begun to read again is answered as usual, and before it goes a message
+  with id null and error 1000 that says that answers were dropped.
+- libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while connections
+  use more than half of the descriptors that the logs leave, and opened again below a quarter.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import zmq
 
 from node import journal
 from shmlog import process
+from shmlog.errors import Code
+from shmlog.protocol import header
 
 FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
@@ -35,6 +39,21 @@ class Received(NamedTuple):
 
     client: bytes
     frames: list[bytes]
+
+
+def _dropped_notice(frames: Sequence[bytes]) -> list[bytes]:
+    """What a session that was cut off is told, in the form of its request."""
+    envelope = not frames[0]
+    message = {
+        "id": None,
+        "error": int(Code.BUSY),
+        "name": Code.BUSY.name,
+        "retriable": True,
+        "message": "this session did not read: answers to earlier requests were dropped",
+    }
+    first = frames[1] if envelope and len(frames) > 1 else frames[0] or b"{"
+    encoded = header.encode(message, header.codec_of(first))
+    return [b"", encoded] if envelope else [encoded]
 
 
 class Wire(Protocol):
@@ -68,7 +87,9 @@ class Wire(Protocol):
 class ZmqWire:
     """The wire over ZeroMQ."""
 
-    def __init__(self, endpoint: str, wake_fd: int, descriptors_max: int) -> None:
+    def __init__(
+        self, endpoint: str, wake_fd: int, descriptors_max: int, log_files: Callable[[], int]
+    ) -> None:
         self._endpoint = endpoint
         self._context = zmq.Context(io_threads=1)
         self._socket: Any = self._context.socket(zmq.ROUTER)
@@ -89,6 +110,7 @@ class ZmqWire:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(wake_fd, zmq.POLLIN)
         self._descriptors_max = descriptors_max
+        self._log_files = log_files
         self._backlog: dict[bytes, deque[Sequence[bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
         self._cut_off: dict[bytes, None] = {}
@@ -110,7 +132,10 @@ class ZmqWire:
             return None
         client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:
-            return Received(client, [])
+            if not frames or not self._try_send(client, _dropped_notice(frames)):
+                return Received(client, [])
+            del self._cut_off[client]
+            journal.event("client reads again", client=client.hex())
         return Received(client, frames)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
@@ -157,12 +182,18 @@ class ZmqWire:
         return bool(self._backlog)
 
     def guard_descriptors(self) -> None:
-        used = process.open_descriptors()
-        if self._bound and used > self._descriptors_max // 2:
+        files = self._log_files()
+        used, limit = process.open_descriptors() - files, self._descriptors_max - files
+        if self._bound and used > limit // 2:
             self._socket.unbind(self._endpoint)
             self._bound = False
-            journal.warning("listener closed", open_descriptors=used, limit=self._descriptors_max)
-        elif not self._bound and used < self._descriptors_max // 4:
+            journal.warning(
+                "listener closed",
+                open_descriptors=used,
+                log_files=files,
+                limit=self._descriptors_max,
+            )
+        elif not self._bound and used < limit // 4:
             self._bind()
             journal.event("listener opened", open_descriptors=used)
 
