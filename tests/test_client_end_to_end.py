@@ -510,3 +510,27 @@ def test_kill_9_under_load_loses_doubles_and_reorders_nothing() -> None:
         for partition in (0, 1):
             assert stored[partition] == list(range(partition, count, 2))
             assert live[partition] == stored[partition]
+
+
+@pytest.mark.parametrize("policy", ["error", "reset"])
+def test_a_topic_made_again_is_read_from_its_start(where: Path, policy: str) -> None:
+    name = f"again-{policy}"
+    told: list[shmlog.ShmlogError] = []
+    with shmlog.connect(where) as log:
+        admin = log.admin
+        admin.create_topic(name, 2)
+        log.produce(name, b"old", partition=0)
+        with log.consumer(name, out_of_range=policy, on_error=told.append) as consumer:
+            records = iter(consumer)
+            assert next(records).value == b"old"
+            admin.delete_topic(name)
+            admin.create_topic(name, 2)
+            for value in (b"new", b"newer"):
+                with shmlog.connect(where) as other:  # it knows the new one only
+                    other.produce(name, value, partition=0)
+            if policy == "error":
+                with pytest.raises(UnknownTopic, match="made again"):
+                    next(records)
+                records = iter(consumer)
+            assert [next(records).value for _ in range(2)] == [b"new", b"newer"]
+            assert len(told) == (policy == "reset")
