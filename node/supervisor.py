@@ -122,6 +122,7 @@ class Supervisor:
                 socket.linger = 1000  # the last answer to `down` is on its way when the loop ends
                 socket.maxmsgsize = HEADER_SIZE_MAX
                 socket.bind(self._endpoint)
+                directory.supervisor_socket(self.path).chmod(0o600)
                 self._emit({"event": "started", "pid": os.getpid(), "directory": str(self.path)})
                 self._loop(socket)
             directory.supervisor_socket(self.path).unlink(missing_ok=True)
