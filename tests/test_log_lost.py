@@ -247,15 +247,15 @@ def with_a_trimmed_record_of_the_future(storage: MemoryStorage) -> Log:
 def reads(storage: MemoryStorage, log: Log, timestamp_ns: int) -> tuple[int, object]:
     storage.operations.clear()
     found = log.offset_for_time(timestamp_ns, log.log_end_offset)
-    return sum(kind == "pread" for kind, _, _ in storage.operations), found
+    return sum(size for kind, _, size in storage.operations if kind == "pread"), found
 
 
 def test_a_search_by_time_reads_little_behind_a_trimmed_record_of_the_future() -> None:
     storage = MemoryStorage()
     log = with_a_trimmed_record_of_the_future(storage)
-    count, found = reads(storage, log, 10**9)
+    size, found = reads(storage, log, 10**9)
     assert found is None
-    assert count <= 3
+    assert size < 1000
     assert log.offset_for_time(250, log.log_end_offset) == (251, 250)
     append(log, 1, timestamps=10**10)
     assert log.offset_for_time(10**9, log.log_end_offset) == (401, 10**10)
