@@ -20,6 +20,7 @@ from pathlib import Path
 
 from node import journal, uptime
 from node.assembly import Node, Ports, Start
+from node.core.cluster.topics import REPLICAS_MAX
 from node.io.liveness import OsKernel
 from node.io.wire import ZmqWire
 from node.io.workers import Lane, ThreadWorkers, is_no_space
@@ -47,6 +48,7 @@ class Broker:
         self._data_dir = cluster.data_dirs[broker]
         endpoint = f"ipc://{directory.client_socket(path, broker)}"
         self._data_lock = registry.lock_data_dir(self._data_dir)
+        descriptors = process.raise_descriptor_limit()
         storage = OsStorage()
         # A start writes some small files before anything can be served or deleted: on a full disk they take
         # the room that was kept for them.
@@ -72,7 +74,8 @@ class Broker:
             peer_endpoint,
             peer_endpoints,
             self._workers.fileno(),
-            process.raise_descriptor_limit(),
+            descriptors,
+            self._log_files,
             clock,
         )
         budget = cluster.settings.ring_budget_bytes
@@ -96,12 +99,19 @@ class Broker:
             clean=clean,
             settings=cluster.settings,
             topic_defaults=cluster.topic_defaults,
+            files_max=descriptors * 3 // 4,  # the rest is for connections
         )
         voting = Voting(
             cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters
         )
         self._node = Node(voting, start, ports, self._publish)
         self._loop = self._node.loop
+        if self._node.metadata.replicas_max < REPLICAS_MAX:
+            journal.warning(
+                "few descriptors",
+                limit=descriptors,
+                partitions_max=self._node.metadata.replicas_max,
+            )
         self._storage, self._reserve = storage, reserve
         self._registration = registry.Registration(directory.registry_file(path, broker))
         self._entry = directory.BrokerEntry(
@@ -114,6 +124,10 @@ class Broker:
             started=clock.wall_ns(),
         )
         self._clean_before = clean
+
+    def _log_files(self) -> int:
+        partitions = self._node.context.partitions.values()
+        return self._node.metadata.log.open_files + sum(p.log.open_files for p in partitions)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises OSError: a write or sync failed, the broker must end."""
@@ -129,7 +143,8 @@ class Broker:
     def _publish(self) -> None:
         """This incarnation is registered, its logs are recovered."""
         _keep_reserve(self._storage, self._reserve)
-        uptime.write(self._data_dir, self._uptime)
+        if self._node.catalog.is_complete:
+            uptime.write(self._data_dir, self._uptime)
         self._registration.publish(self._entry)
         journal.event(
             "ready",
@@ -154,12 +169,14 @@ class Broker:
                 completion.done(None, completion.error)
             elif completion.error is not None:
                 raise completion.error
+        complete = self._node.catalog.is_complete
         self._node.catalog.close_all()
         self._node.metadata.close()
-        uptime.write(
-            self._data_dir,
-            uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True),
-        )
+        if complete:
+            uptime.write(
+                self._data_dir,
+                uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True),
+            )
         turns = self._loop.statistics
         journal.event(
             "turns",

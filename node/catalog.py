@@ -33,8 +33,9 @@ from node.replication import Replication
 from node.rings import Rings
 from node.upkeep import Upkeep
 from shmlog.clock import NS_PER_MS, NS_PER_S
-from shmlog.errors import Code, ShmlogError
+from shmlog.errors import Code, InvalidConfig, ShmlogError
 from shmlog.ids import TopicPartition
+from shmlog.log import opened as marks
 from shmlog.log import paths
 from shmlog.log.jobs import CheckpointJob
 from shmlog.log.log import Log, move_to_deleted
@@ -67,6 +68,7 @@ class Catalog:
         *,
         same_boot: bool,
         clean: bool,
+        files_max: int,
     ) -> None:
         self._context = context
         self._storage = storage
@@ -76,6 +78,7 @@ class Catalog:
         self._is_alive = is_alive
         self._same_boot = same_boot
         self._clean = clean
+        self._files_max = files_max
         self._lag_time_ns = context.settings.replica_lag_time_max * NS_PER_MS
         self.replication = Replication(
             context.clock, send, self.find, self._settled_by_report, self._grown, self._cut
@@ -89,6 +92,7 @@ class Catalog:
         self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
         self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
+        self._has_begun = False
 
     # -- following the image --------------------------------------------------------------------------
 
@@ -97,14 +101,32 @@ class Catalog:
         """Are all hosted partitions of the image open?"""
         return not self._busy
 
+    @property
+    def is_complete(self) -> bool:
+        """Have all logs that were here at the start been opened? Else only the next start can say how they are."""
+        return self._has_begun and not self._busy and not self._unopened
+
     def begin(self) -> None:
         """At the start, once the image is known: open what is hosted, set strays aside."""
         image = self._context.metadata.image
+        hosted = [
+            paths.partition_dir(topic.name, state.partition)
+            for topic in image.topics.values()
+            for state in topic.partitions
+            if self._hosts(state)
+        ]
+        if len(hosted) > self._files_max:
+            raise InvalidConfig(
+                f"{len(hosted)} partitions, and their logs may have {self._files_max} open files: raise the limit "
+                "(ulimit -n)"
+            )
+        mine = {*hosted, paths.partition_dir(paths.METADATA_TOPIC, 0)}
+        marks.keep_only(self._storage, self._data_dir, mine)
         self._set_strays_aside(image)
         for topic in image.topics.values():
             self._follow_topic(topic, lane=Lane.OPEN)
         # From here on every log that is opened is a new one.
-        self._clean = self._same_boot = True
+        self._clean = self._same_boot = self._has_begun = True
 
     def follow(self, old: Image, new: Image) -> None:
         """The image has changed: open what is new, close what is gone, take on roles, settings, log starts."""

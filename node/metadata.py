@@ -35,6 +35,7 @@ from node.core.cluster.image import (
     decode_record,
     encode_record,
 )
+from node.core.cluster.topics import REPLICAS_MAX
 from node.core.raft.raft import Entry, HardState, Raft, Role, Store
 from node.io.workers import Lane, Workers, is_no_space
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
@@ -46,6 +47,7 @@ from shmlog.errors import (
     LeaderUnavailable,
     NotLeader,
     RequestTimedOut,
+    ServerError,
     ShmlogError,
     from_wire,
 )
@@ -146,8 +148,10 @@ class Metadata:
         send: Send,
         same_boot: bool,
         clean: bool,
+        replicas_max: int = REPLICAS_MAX,
     ) -> None:
         self.voting = voting
+        self.replicas_max = replicas_max  # of one broker, as the descriptors allow
         self.image = Image(topic_defaults=dict(topic_defaults))
         self.log = open_log(
             storage,
@@ -473,6 +477,7 @@ class Metadata:
             now_ns,
             boot_id=voting.boot_id,
             last_heard=self._heard,
+            replicas_max=self.replicas_max,
         )
         for broker, incarnation in self._deaths.items():
             self.controller.died(broker, incarnation, now_ns)
@@ -487,7 +492,7 @@ class Metadata:
         for _ in range(min(len(self._waiting), CHANGES_MAX)):
             waiting = self._waiting.popleft()
             try:
-                records = controller.plan(tip, waiting.change, now_ns)
+                records = _planned(controller, tip, waiting.change, now_ns)
                 if records:
                     tip = self._append_on(tip, records, now_ns)
             except ShmlogError as error:
@@ -590,6 +595,17 @@ class Metadata:
     def close(self) -> None:
         """A clean stop: everything synced. Jobs have ended."""
         self.log.close(self.image.offset)
+
+
+def _planned(controller: Controller, tip: Image, change: peers.Change, now_ns: int) -> list[Record]:
+    """A bug in a plan is answered -1: nothing has been changed, and the next controller has it too."""
+    try:
+        return controller.plan(tip, change, now_ns)
+    except (ShmlogError, AssertionError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a plan touches nothing
+        journal.failure("change could not be planned", error)
+        raise ServerError("internal error: the broker's log has the details") from None
 
 
 def _fate_unknown() -> ShmlogError:

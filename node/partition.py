@@ -228,7 +228,7 @@ class Partition:
             raise UnsupportedCompression(
                 f"{self.name}: this broker cannot open {codec}: pip install 'shmlog[compression]' there"
             )
-        batches.check_body_crc(frame, header)
+        batches.check_content(frame, header)
         config = self.config
         if header.batch_size > config.max_message_bytes:
             raise RecordTooLarge(

@@ -142,6 +142,7 @@ class MemoryBroker:
         clean: bool = False,
         ring_budget: int = 0,
         shuffle: int | None = None,
+        files_max: int = 1 << 20,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
@@ -153,9 +154,7 @@ class MemoryBroker:
         endpoints = {"client": "ipc:///nowhere", "peer": "ipc:///nowhere"}
         node = Node(
             Voting("c", 0, incarnation, "boot", (0,), (0,)),
-            Start(
-                "data", 1, endpoints, True, clean, settings or ClusterConfig(), topic_defaults={}
-            ),
+            Start("data", 1, endpoints, True, clean, settings or ClusterConfig(), {}, files_max),
             Ports(
                 self.storage,
                 self.wire,

@@ -632,3 +632,27 @@ def test_a_forked_engine_leaves_the_parent_s_sockets_alone(where: Path) -> None:
     forks._left_behind.remove(transport)
     assert transport is not None
     transport.close()
+
+
+@pytest.mark.parametrize("policy", ["error", "reset"])
+def test_a_topic_made_again_is_read_from_its_start(where: Path, policy: str) -> None:
+    name = f"again-{policy}"
+    told: list[shmlog.ShmlogError] = []
+    with shmlog.connect(where) as log:
+        admin = log.admin
+        admin.create_topic(name, 2)
+        log.produce(name, b"old", partition=0)
+        with log.consumer(name, out_of_range=policy, on_error=told.append) as consumer:
+            records = iter(consumer)
+            assert next(records).value == b"old"
+            admin.delete_topic(name)
+            admin.create_topic(name, 2)
+            for value in (b"new", b"newer"):
+                with shmlog.connect(where) as other:  # it knows the new one only
+                    other.produce(name, value, partition=0)
+            if policy == "error":
+                with pytest.raises(UnknownTopic, match="made again"):
+                    next(records)
+                records = iter(consumer)
+            assert [next(records).value for _ in range(2)] == [b"new", b"newer"]
+            assert len(told) == (policy == "reset")

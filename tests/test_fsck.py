@@ -161,3 +161,17 @@ def test_damage_wholly_below_the_log_start_is_a_note(cluster: Path) -> None:
         found = verified(cluster)
         assert bool(found.damage) == (log_start == 0)
         assert any("below the log start" in note for note in found.notes) == (log_start == 1)
+
+
+def test_a_partition_that_is_gone_is_damage(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_dir = directory.data_dir(cluster, 0)
+    shutil.rmtree(data_dir / "t-0")
+    for path in (data_dir / "__cluster_metadata-0").iterdir():
+        path.unlink()
+    assert cli.execute(["fsck", str(cluster), "--json"]) == 7
+    out, err = capsys.readouterr()
+    found = {p["partition"]: p["damage"] for p in json.loads(out)["partitions"] if p["damage"]}
+    assert found.keys() == {"t-0", "__cluster_metadata-0"}
+    assert "put it back from a copy" in err

@@ -2,8 +2,8 @@
 
 Every request gets exactly one answer. What cannot be read is answered 42, with id null if even that could not
 be read; an unexpected error while a request is decoded is answered -1, so that no message can kill a broker
-twice. A handler's own errors (ShmlogError) are answers; anything else that it raises is ours, or the disk's, may
-have left a request half done, and ends the broker.
+twice, and so is a bug in a handler that has not appended anything. A handler's own errors (ShmlogError) are
+answers; the disk's, and those of a request that may be half done, end the broker.
 """
 
 from __future__ import annotations
@@ -137,3 +137,11 @@ def handle(context: Context, exchange: Exchange, request: Request, frames: list[
         _BY_TYPE[type(request)](context, exchange, request, frames)
     except ShmlogError as error:
         exchange.fail(error)
+    except (OSError, AssertionError):
+        raise  # the disk, or a broken invariant: the broker ends
+    except Exception as error:
+        # An append is the last thing that a produce does before it parks: what fails after one is ours.
+        if not exchange.open or exchange.appended:
+            raise
+        journal.failure("request failed", error, op=request.op[:40], client=exchange.client.hex())
+        exchange.fail(ServerError("internal error: the broker's log has the details"))

@@ -12,17 +12,20 @@ one way and may be lost: it is dropped where the peer is not connected or PEER_M
 - A client that does not read its answers: libzmq holds PIPE_MESSAGES of them, then ours wait here, at most
   BACKLOG_BYTES_MAX (one answer of any allowed size may always wait on an empty queue), and at most STUCK_NS_MAX
   without one of them leaving; then the session is cut off: what waits is dropped and further requests of that
-  session are ignored. While nothing leaves we look again ever more seldom, down to RETRY_MS_MAX.
-- libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while more than
-  half of the descriptors are in use, and opened again below a quarter. The sessions that it had accepted end with
-  it, so it is the last resort that it looks like: clients come back when it is open, and repeat.
+  session are ignored. While nothing leaves we look again ever more seldom, down to RETRY_MS_MAX. A ROUTER cannot
+  close one peer; so the first request after the session has begun to read again is answered as usual, and before
+  it goes a message with id null and error 1000 that says that answers were dropped.
+- libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while connections
+  use more than half of the descriptors that the logs leave, and opened again below a quarter. The sessions that it
+  had accepted end with it, so it is the last resort that it looks like: clients come back when it is open, and
+  repeat.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import zmq
@@ -30,6 +33,8 @@ import zmq
 from node import journal
 from shmlog import process
 from shmlog.clock import NS_PER_S, Clock
+from shmlog.errors import Code
+from shmlog.protocol import header
 
 FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
@@ -55,6 +60,21 @@ class Ready(NamedTuple):
     requests: bool
     messages: bool
     descriptors: tuple[int, ...] = ()
+
+
+def _dropped_notice(frames: Sequence[bytes]) -> list[bytes]:
+    """What a session that was cut off is told, in the form of its request."""
+    envelope = not frames[0]
+    message = {
+        "id": None,
+        "error": int(Code.BUSY),
+        "name": Code.BUSY.name,
+        "retriable": True,
+        "message": "this session did not read: answers to earlier requests were dropped",
+    }
+    first = frames[1] if envelope and len(frames) > 1 else frames[0] or b"{"
+    encoded = header.encode(message, header.codec_of(first))
+    return [b"", encoded] if envelope else [encoded]
 
 
 class Wire(Protocol):
@@ -115,6 +135,7 @@ class ZmqWire:
         peers: Mapping[int, str],
         wake_fd: int,
         descriptors_max: int,
+        log_files: Callable[[], int],
         clock: Clock,
     ) -> None:
         self._context = zmq.Context(io_threads=1)
@@ -132,6 +153,7 @@ class ZmqWire:
             self._poller.register(waited, zmq.POLLIN)
         self._wake_fd = wake_fd
         self._descriptors_max = descriptors_max
+        self._log_files = log_files
         self._backlog: dict[bytes, deque[Sequence[bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
         self._moved_ns: dict[bytes, int] = {}  # when a client's backlog began or last shrank
@@ -208,7 +230,10 @@ class ZmqWire:
             return None
         client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:
-            return Received(client, [])
+            if not frames or not self._try_send(client, _dropped_notice(frames)):
+                return Received(client, [])
+            del self._cut_off[client]
+            journal.event("client reads again", client=client.hex())
         return Received(client, frames)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
@@ -268,12 +293,18 @@ class ZmqWire:
         return self._retry_ms if self._backlog else 0
 
     def guard_descriptors(self) -> None:
-        used = process.open_descriptors()
-        if self._bound and used > self._descriptors_max // 2:
+        files = self._log_files()
+        used, limit = process.open_descriptors() - files, self._descriptors_max - files
+        if self._bound and used > limit // 2:
             self._socket.unbind(self._endpoint)
             self._bound = False
-            journal.warning("listener closed", open_descriptors=used, limit=self._descriptors_max)
-        elif not self._bound and used < self._descriptors_max // 4:
+            journal.warning(
+                "listener closed",
+                open_descriptors=used,
+                log_files=files,
+                limit=self._descriptors_max,
+            )
+        elif not self._bound and used < limit // 4:
             self._bind()
             journal.event("listener opened", open_descriptors=used)
 

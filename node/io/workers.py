@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 Runnable = Callable[[], object]
+_SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 class Lane(enum.Enum):
@@ -46,8 +47,8 @@ class Completion(NamedTuple):
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Is this the lack of space that a broker survives?"""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Is this the lack of space, or of descriptors, that a broker survives?"""
+    return isinstance(error, OSError) and error.errno in _SCARCE
 
 
 class Workers(Protocol):

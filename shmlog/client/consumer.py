@@ -22,6 +22,7 @@ from shmlog.client.fetches import ENDLESS, Fetches, PartitionReader
 from shmlog.client.positions import Position, Positionable
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import (
+    Code,
     InvalidConfig,
     InvalidRequest,
     OffsetOutOfRange,
@@ -47,7 +48,8 @@ class Consumer:
         partitions: numbers (of every topic), or TopicPartitions; None: all.
         start: a position (see shmlog.client.positions), or a range "A:B" that sets `stop` too.
         stop: where to end; "latest" is the end as of now. None: never.
-        out_of_range: "error", or "reset" = go to the earliest offset and tell `on_error`.
+        out_of_range: "error", or "reset" = go to the earliest offset and tell `on_error`. A topic that was
+            deleted and made again is read from `start`, after UnknownTopic (100) was raised, or told.
         key, value: serdes; without one, keys and values are bytes.
         check_crcs: "auto" = the body CRC too, but in ring reads only where the processor needs it;
             "always"; "never" = not the body CRC.
@@ -110,7 +112,8 @@ class Consumer:
                 self._assign(topics, partitions)
                 stop_at = positions.parse(stop) if stop is not None else last
                 self._grows = partitions is None and stop_at is None
-                self._fix(list(self._readers), first or positions.EARLIEST, stop_at)
+                self._start, self._stop = first or positions.EARLIEST, stop_at
+                self._fix(list(self._readers), self._start, stop_at)
         except BaseException:
             self.close()
             raise
@@ -439,9 +442,35 @@ class Consumer:
             if self._reset and isinstance(error, OffsetOutOfRange):
                 self._go_to_start(reader, error)
             elif isinstance(error, UnknownTopic):
-                raise self._engine.unknown_topic(reader.tp.topic) from None
+                self._begin_anew(reader)
             else:
                 raise error
+
+    def _begin_anew(self, gone: PartitionReader) -> None:
+        """The topic was deleted. One of the same name is another log: the old positions mean nothing in it."""
+        topic = gone.tp.topic
+        answers = self._engine.refresh([topic]).topics
+        info = next((t for t in answers if t.topic == topic and not t.error), None)
+        count = 0 if info is None or info.topic_id == gone.topic_id else len(info.partitions)
+        if info is None or gone.tp.partition >= count:
+            raise self._engine.unknown_topic(topic) from None
+        tps = [tp for tp in self._readers if tp.topic == topic and tp.partition < count]
+        for tp in tps:
+            self._readers[tp].begin_anew(info.topic_id)
+        start = self._start
+        if start.kind is positions.Kind.OFFSET:
+            start = positions.EARLIEST  # an offset of the old log
+        self._fix(tps, start, self._stop)
+        news = UnknownTopic(
+            f"topic {topic!r} was deleted and made again: its old positions are dropped, reading goes on in "
+            f"the new one from {start.kind.value}",
+            code=Code.UNKNOWN_TOPIC_ID,
+            topic=topic,
+        )
+        if not self._reset:
+            raise news
+        if self._on_error is not None:
+            self._on_error(news)
 
     def _go_to_start(self, reader: PartitionReader, error: ShmlogError) -> None:
         before = reader.position

@@ -100,6 +100,15 @@ class PartitionReader:
         self.caught_up = False
         self.ring_try = True
 
+    def begin_anew(self, topic_id: str) -> None:
+        """The topic is another one by now; a seek follows."""
+        self.topic_id = topic_id
+        self.attempts = self.damage = self.retry_at_ns = 0
+        self.refreshed = False
+        if self.tail is not None:
+            self.tail.close()
+            self.tail = None
+
     def take_in(self, piece: Piece) -> None:
         """Buffer the next batch."""
         self.pieces.append(piece)

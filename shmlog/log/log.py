@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
-from shmlog.log import cutting, paths
+from shmlog.log import cutting, opened, paths
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
 from shmlog.log.jobs import AllocationJob, CallJob, CheckpointJob, Job, SpareJob, SyncJob
 from shmlog.log.opening import Circumstances, Opening, headers_from
 from shmlog.log.producers import ProducerStates, Snapshot
-from shmlog.log.reading import LogReader
+from shmlog.log.reading import SEALED_OPEN_MAX, LogReader
 from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, Place, Segment
 from shmlog.log.small_files import SmallFiles
@@ -34,6 +34,7 @@ from shmlog.settings import MIB, TopicConfig
 
 ALLOCATION_MIN, ALLOCATION_MAX = 4 * MIB, 16 * MIB
 SNAPSHOT_INTERVAL_NS = 1_000_000_000
+OPEN_FILES_MAX = 1 + SEALED_OPEN_MAX  # descriptors of one log
 _NO_SPACE = cutting.NO_SPACE
 _NOTHING = Snapshot(0, {})
 
@@ -95,7 +96,8 @@ class Log:
         """Open or make a partition's log, and recover it after an unclean stop.
 
         With `replicated` damage does not refuse the start: see `recovery.lossy` and opening.py.
-        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError.
+        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError. No descriptor
+        stays open then.
         """
         log = cls(storage, directory, topic_id, partition, config)
         circumstances = Circumstances(same_boot, clean, replicated, now_ns)
@@ -109,11 +111,26 @@ class Log:
         log._level, log._lossy = found.level, replicated and found.report.lossy
         # Alone, everything that is there was committed; with others only the leader can say.
         log._high_watermark = found.report.high_watermark if replicated else log.log_end_offset
-        log._sync_all()
         log._snapshot = log.producers.snapshot(log.log_end_offset)
         log._checkpointed = found.checkpoint
-        log._write_recovered(known=not found.report.fresh)
+        try:
+            log._sync_all()
+            log._write_recovered(known=not found.report.fresh)
+            log._remember()
+        except BaseException:
+            log.close_files()
+            raise
+        for segment in log._segments[:-1]:
+            segment.close()
         return log
+
+    def _remember(self) -> None:
+        if not opened.was_opened(self._storage, self.directory, self.topic_id):
+            try:
+                opened.remember(self._storage, self.directory, self.topic_id)
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    raise  # else the next start tries again
 
     # -- ends -----------------------------------------------------------------------------------------
 
@@ -145,6 +162,11 @@ class Log:
             if size - self.config.index_interval_bytes >= enough:
                 break
         return size
+
+    @property
+    def open_files(self) -> int:
+        """Descriptors that this log holds."""
+        return sum(segment.is_open for segment in self._segments)
 
     @property
     def segment_count(self) -> int:
@@ -258,12 +280,15 @@ class Log:
             index_interval_bytes=self.config.index_interval_bytes,
         )
 
-    def offset_for_time(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
+    def offset_for_time(
+        self, timestamp_ns: int, end_offset: int, enough: Callable[[], bool] = lambda: False
+    ) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record, in offset order, at or after a time; None if there is none.
 
         Exact to the record also where timestamps are out of order.
+        Raises: Backpressure: `enough` was searched for now. Asked again, the search goes on behind that.
         """
-        return self._reader.offset_for_time(timestamp_ns, self.log_start_offset, end_offset)
+        return self._reader.offset_for_time(timestamp_ns, self.log_start_offset, end_offset, enough)
 
     # -- epochs ---------------------------------------------------------------------------------------
 
@@ -644,6 +669,7 @@ class Log:
 def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
     """A deleted topic's partition: rename its directory out of the way, durably, then remove it."""
     log.close_files()
+    opened.forget(storage, log.directory, log.topic_id)
     target = f"{data_dir}/{paths.deleted_dir(log.topic_id, log.partition)}"
     try:
         storage.make_dir(f"{data_dir}/{paths.DELETED}")

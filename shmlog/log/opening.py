@@ -20,6 +20,7 @@ import msgspec
 
 from shmlog.errors import CorruptLog
 from shmlog.log import checkpoint, paths, recovery
+from shmlog.log import opened as marks
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
 from shmlog.log.producers import ProducerStates
 from shmlog.log.recovery import Damage, RecoveryReport
@@ -102,14 +103,27 @@ class Opening:
         return self._opened.report
 
     def run(self) -> Opened:
-        """Raises: CorruptLog: damage, and no other replica; nothing has been changed. OSError."""
+        """Raises: CorruptLog: damage, and no other replica; nothing has been changed. OSError. No descriptor
+        stays open then.
+        """
+        try:
+            return self._run()
+        except BaseException:
+            for segment in self._opened.segments:
+                segment.close()
+            raise
+
+    def _run(self) -> Opened:
         opened, at = self._opened, self._at
         self._set_foreign_aside()
+        lost = self._lost()
         if not self._storage.exists(self._directory):
             self._storage.make_dir(self._directory)
             self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
         bases = self._bases()
         self._load(bases)
+        if lost:
+            self._damaged(lost, 0, -1)
         if not (at.clean or at.same_boot or self._report.fresh) and opened.level == "os":
             self._lossy("another boot, and what was reported was not synced")
         self._take_segments(bases, trust_indexes=True)
@@ -148,6 +162,21 @@ class Opening:
         self._storage.rename(self._directory, aside)
         self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
         self._found, self._newest, self._in_force = None, False, False
+
+    def _lost(self) -> str:
+        """There is neither checkpoint nor batch, and there was a log at an earlier start: what is to be said."""
+        here = self._storage.exists(self._directory)
+        if self._found is not None or (here and self._bases()):
+            return ""
+        if not marks.was_opened(self._storage, self._directory, self._topic_id):
+            return ""
+        text = (
+            f"{self._directory} is {'empty' if here else 'gone'}, and it held a log at an earlier start: put it "
+            f"back from a copy, or remove {marks.mark_path(self._directory)} to begin with an empty one"
+        )
+        if not self._at.replicated:
+            raise CorruptLog(text, log_start=0, high_watermark=-1)
+        return text
 
     def _bases(self) -> list[int]:
         names = self._storage.list(self._directory)
@@ -251,6 +280,16 @@ class Opening:
             self._set_aside([base, *behind])
             return False
         next_base = behind[0] if behind else None
+        try:
+            return self._take_in(segment, next_base, behind, trust_indexes=trust_indexes)
+        except BaseException:
+            segment.close()
+            raise
+
+    def _take_in(
+        self, segment: Segment, next_base: int | None, behind: list[int], *, trust_indexes: bool
+    ) -> bool:
+        base, segments = segment.base_offset, self._opened.segments
         # The mark of a clean stop is the log's end, and the active segment's index was saved then too.
         sealed_end = self._mark if next_base is None and self._at.clean else next_base
         trusted = trust_indexes and sealed_end is not None and base < sealed_end <= self._mark

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
-from shmlog.errors import CorruptLog
+from shmlog.errors import Backpressure, CorruptLog
 from shmlog.log import recovery
+from shmlog.log.index import Stretch
 from shmlog.log.segment import NOT_A_BATCH, READ_BYTES_MIN, Segment
 from shmlog.records.batch import RecordBatch
 from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
@@ -20,6 +21,8 @@ from shmlog.settings import MIB
 
 SEALED_OPEN_MAX = 4
 SEARCH_BYTES = 64 << 10
+# A search for what lies behind damage, in a turn: what only looks like batches must not hold up everybody.
+SEARCH_HEADERS_MAX, SEARCH_BODIES_BYTES_MAX = 4096, 32 * MIB
 
 
 class LogReader:
@@ -102,9 +105,10 @@ class LogReader:
 
     def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
         """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
+        effort = recovery.Effort(SEARCH_HEADERS_MAX, SEARCH_BODIES_BYTES_MAX)
         try:
             place, following = recovery.extent(
-                segment, position, segment.size, self._topic_id, offset
+                segment, position, segment.size, self._topic_id, offset, effort
             )
         except OSError:
             place = following = None  # the device cannot say
@@ -133,25 +137,45 @@ class LogReader:
                 segment.close()
 
     def offset_for_time(
-        self, timestamp_ns: int, log_start: int, end_offset: int
+        self, timestamp_ns: int, log_start: int, end_offset: int, enough: Callable[[], bool]
     ) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record from `log_start` on at or after a time; see Log."""
         for segment in self._segments:
             if segment.base_offset >= end_offset:
                 break
             if segment.end_offset > log_start and segment.index.max_timestamp_ns >= timestamp_ns:
-                answer = self._first_created(segment, timestamp_ns, log_start, end_offset)
+                answer = self._first_created(segment, timestamp_ns, log_start, end_offset, enough)
                 if answer is not None:
                     return answer
         return None
 
     def _first_created(
-        self, segment: Segment, timestamp_ns: int, log_start: int, end_offset: int
+        self,
+        segment: Segment,
+        timestamp_ns: int,
+        log_start: int,
+        end_offset: int,
+        enough: Callable[[], bool],
     ) -> tuple[int, int] | None:
-        for header, data in self._checked(segment, segment.index.position_for_time(timestamp_ns)):
+        for stretch in segment.index.stretches_for_time(timestamp_ns, log_start):
+            answer = self._first_created_in(segment, stretch, timestamp_ns, log_start, end_offset)
+            if answer is not None:
+                return answer
+            if enough():
+                raise Backpressure("enough searched for one turn: ask again", retry_after_ms=1)
+        return None
+
+    def _first_created_in(
+        self, segment: Segment, stretch: Stretch, timestamp_ns: int, log_start: int, end_offset: int
+    ) -> tuple[int, int] | None:
+        newest_ns = -1
+        for header, data in self._checked(segment, stretch.position, stretch.end):
             if header.base_offset >= end_offset:
                 return None
-            if header.max_timestamp_ns < timestamp_ns or header.end_offset <= log_start:
+            if header.end_offset <= log_start:
+                continue
+            newest_ns = max(newest_ns, header.max_timestamp_ns)
+            if header.max_timestamp_ns < timestamp_ns:
                 continue
             times = RecordBatch(data, header, check_crc=False).timestamps
             first = max(0, log_start - header.base_offset)
@@ -159,12 +183,15 @@ class LogReader:
             if len(hits):
                 index = first + int(hits[0])
                 return header.base_offset + index, int(times[index])
+        segment.index.learn(stretch.place, newest_ns)
         return None
 
-    def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
+    def _checked(
+        self, segment: Segment, position: int, end: int | None
+    ) -> Iterator[tuple[BatchHeader, memoryview]]:
         place, expected = position, -1
         try:
-            for found in segment.walk(position, read_bytes=SEARCH_BYTES):
+            for found in segment.walk(position, read_bytes=SEARCH_BYTES, end=end):
                 place = found.position
                 check_header_crc(found.data, found.header)
                 check_body_crc(found.data, found.header)
