@@ -222,7 +222,7 @@ class Workers:
         if not self._execute(job):
             return
         self.in_flight.remove(job)
-        self.finished.append(Completion(job.done, job.result, job.error))
+        self.finished.append(Completion(job.lane, job.done, job.result, job.error))
         if self._queues[job.lane]:
             self._world.after(self._world.rng.randrange(1, 20 * US), self._begin, job.lane)
         else:
@@ -241,7 +241,7 @@ class Workers:
         self.in_flight = []
         for job in jobs:
             job.execute()
-            self.finished.append(Completion(job.done, job.result, job.error))
+            self.finished.append(Completion(job.lane, job.done, job.result, job.error))
         return self.finished
 
     def cut_short(self, rng: random.Random) -> None:
