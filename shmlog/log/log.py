@@ -559,8 +559,9 @@ class Log:
             producers = Snapshot(start, {})  # damaged: one more reason to begin anew
         self._cut_small_files(start, EpochHistory(), producers)
         self.producers = ProducerStates()
-        self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})  # says the same
+        self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})
         self._begin_at(offset)
+        self._files.replace_producers(self._snapshot)
 
     def _place_of(self, offset: int) -> tuple[int, Place | None]:
         """The segment in which the log will end, and where in it; no place if no batch remains."""
