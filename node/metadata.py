@@ -198,6 +198,10 @@ class Metadata:
     def _read_quorum(self) -> HardState:
         """Term and vote. Where they are damaged, or the log has lost what was synced, this voter abstains."""
         exists = self._storage.exists(self._quorum_file)
+        if exists:
+            # Its writer may have been killed before the name was synced: what is promised by it now would be
+            # forgotten in a power cut (I12).
+            self._storage.sync_dir(self._quorum_file.rpartition("/")[0])
         # Not the generation before: it would vote twice.
         quorum = checkpoint.read_newest(self._storage, self._quorum_file, Quorum)
         damaged = quorum is None and (exists or self.log.log_end_offset > 0)
