@@ -102,7 +102,7 @@ class Standing:
 
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
-        due = [move.deadline_ns for move in self._moves.values()]
+        due = [move.deadline_ns for move in self._moves.values() if not move.proposed]
         due += [at_ns for at_ns in (self._retry_ns, self._publish_ns) if at_ns]
         if self._leaving_since_ns is not None:
             due.append(self._leaving_since_ns + LEAVE_NS)
@@ -136,14 +136,12 @@ class Standing:
     def _register(self, now_ns: int) -> None:
         metadata = self._context.metadata
         controller = (metadata.controller_id, metadata.raft.term)
-        if (
-            self._asking
-            or controller == self._told
-            or controller[0] == -1
-            or now_ns < self._retry_ns
-        ):
+        if now_ns < self._retry_ns:
             return
-        self._asking, self._retry_ns = True, 0
+        self._retry_ns = 0  # past, so no deadline any more: without a controller nothing is due
+        if self._asking or controller == self._told or controller[0] == -1:
+            return
+        self._asking = True
 
         def done(_: int, error: ShmlogError | None) -> None:
             self._asking = False
