@@ -136,10 +136,10 @@ class Standing:
     def _register(self, now_ns: int) -> None:
         metadata = self._context.metadata
         controller = (metadata.controller_id, metadata.raft.term)
-        if now_ns < self._retry_ns:
+        if self._asking or now_ns < self._retry_ns:
             return
-        self._retry_ns = 0  # past, so no deadline any more: without a controller nothing is due
-        if self._asking or controller == self._told or controller[0] == -1:
+        self._retry_ns = 0  # also where nobody can be told now: a deadline that has passed would spin
+        if controller == self._told or controller[0] == -1:
             return
         self._asking = True
 

@@ -1,7 +1,8 @@
 """What a client sees when the leader is killed or hangs: three brokers, three replicas, a minimum of two in sync.
 
 For each of the two writers (perf/writers.py) a cluster of its own; for each trial the leader of the next partition is
-killed (SIGKILL) or stopped (SIGSTOP, and SIGCONT once all partitions ack again), when everything is healthy.
+killed (SIGKILL) or stopped (SIGSTOP; SIGCONT once all partitions ack again, after 20 s at the latest), when
+everything is healthy.
 
 silence    the longest time without an ack around the kill, of the partitions that the victim led
 next ack   from the kill to the ack that ended it
@@ -33,9 +34,11 @@ from shmlog.client.consumer import Consumer
 
 PARTITIONS = 3
 RATE = 500
-BEFORE_NS, AFTER_NS = 200_000_000, 100_000_000
+_BEFORE_NS = 200_000_000
+_AFTER_S = 0.1
 _SETTLE_S = 0.3
 _PATIENCE_S = 60
+_HANG_S = 20
 _MS = 1e6
 
 
@@ -47,6 +50,7 @@ class Trial(NamedTuple):
     was_controller: bool
     partitions: tuple[int, ...]
     at_ns: int  # CLOCK_MONOTONIC
+    end_ns: int  # everything acks again
     wall_ns: int
 
 
@@ -72,14 +76,20 @@ class _Writer:
         self._child.go()
         self.wait_moving()
 
-    def wait_moving(self) -> None:
-        """Every partition acks 20 more records."""
+    def is_moving(self, timeout_s: float) -> bool:
+        """Does every partition ack 20 more records in time?"""
         wanted = np.array(self._counts) + 20
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + timeout_s
         while (self._counts < wanted).any():
             if time.monotonic() > deadline:
-                raise SystemExit(f"stuck: {self._counts} acks, wanted {wanted}")
+                return False
             time.sleep(0.002)
+        return True
+
+    def wait_moving(self) -> None:
+        """Every partition acks 20 more records."""
+        if not self.is_moving(_PATIENCE_S):
+            raise SystemExit(f"the {self.name} writer is stuck at {self._counts} acks")
 
     def stop(self) -> tuple[list[NDArray[np.int64]], dict[str, Any]]:
         """The acks of each partition (number, offset, when), and what the writer said."""
@@ -107,21 +117,22 @@ def _try(made: Cluster, admin: Admin, writer: _Writer, kind: str, number: int) -
     led = tuple(p.partition for p in found if p.leader == victim)
     was_controller = admin.describe_cluster().controller == victim
     pid = made.pids[victim]
-    trial = Trial(kind, victim, was_controller, led, time.monotonic_ns(), time.time_ns())
+    at_ns, wall_ns = time.monotonic_ns(), time.time_ns()
     os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
-    writer.wait_moving()
     if kind == "hang":
+        writer.is_moving(_HANG_S)
         os.kill(pid, signal.SIGCONT)
-    time.sleep(AFTER_NS / 1e9)
-    return trial
+    writer.wait_moving()
+    time.sleep(_AFTER_S)
+    return Trial(kind, victim, was_controller, led, at_ns, time.monotonic_ns(), wall_ns)
 
 
-def _silence(times: NDArray[np.int64], at_ns: int) -> tuple[float, float]:
-    """(longest gap in ms, when it ended in ms after `at_ns`) of the acks around it."""
-    around = times[times >= at_ns - BEFORE_NS]
+def _silence(times: NDArray[np.int64], trial: Trial) -> tuple[float, float]:
+    """(longest gap in ms, when it ended in ms after the fault) of the acks around it."""
+    around = times[(times >= trial.at_ns - _BEFORE_NS) & (times <= trial.end_ns)]
     gaps = np.diff(around)
     longest = int(np.argmax(gaps))
-    return gaps[longest] / _MS, (int(around[longest + 1]) - at_ns) / _MS
+    return gaps[longest] / _MS, (int(around[longest + 1]) - trial.at_ns) / _MS
 
 
 def _events(made: Cluster, topic: str, trial: Trial, partition: int) -> dict[str, float | None]:
@@ -131,7 +142,8 @@ def _events(made: Cluster, topic: str, trial: Trial, partition: int) -> dict[str
         for line in log:
             after_ms = (line["time_ns"] - trial.wall_ns) / _MS
             name = line["event"]
-            if after_ms < 0 or broker == trial.victim:
+            in_time = 0 <= after_ms <= (trial.end_ns - trial.at_ns) / _MS
+            if not in_time or broker == trial.victim:
                 continue
             if name == "death" and line["peer"] != trial.victim:
                 continue
@@ -196,7 +208,7 @@ def _run(name: str, arguments: argparse.Namespace) -> _Run:
         rows = []
         for trial in trials:
             for partition in trial.partitions:
-                silence, next_ack = _silence(acks[partition][:, 2], trial.at_ns)
+                silence, next_ack = _silence(acks[partition][:, 2], trial)
                 events = _events(made, name, trial, partition)
                 rows.append(
                     {**trial._asdict(), "partition": partition, "silence": silence}
