@@ -1,7 +1,7 @@
-"""Write the generated parts of docs/protocol.md anew: `python docs/generate.py`.
+"""Write the generated parts of docs/protocol.md and docs/peers.md anew: `python docs/generate.py`.
 
 What stands between `<!-- generated: NAME -->` and `<!-- end -->` comes from the code: message definitions, error
-table, settings, and the drawings of the layout modules. A test fails when the page is out of date.
+table, settings, and the drawings of the layout modules. A test fails when a page is out of date.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 
 from shmlog.protocol.reference import SECTIONS
 
-PAGE = Path(__file__).parent / "protocol.md"
+PAGES = [Path(__file__).parent / name for name in ("protocol.md", "peers.md")]
 _MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _DRAWINGS = {
     "batch": "shmlog.records.layout",
     "ring": "shmlog.ring.layout",
     "metadata": "node.core.cluster.image",
+    "peers": "shmlog.protocol.peers",
 }
 
 
@@ -36,5 +37,6 @@ def render(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(PAGE.parents[1]))
-    PAGE.write_text(render(PAGE.read_text()))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    for page in PAGES:
+        page.write_text(render(page.read_text()))

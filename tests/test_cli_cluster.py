@@ -116,7 +116,13 @@ def test_the_log_tells_what_was_changed_by_name_even_of_what_is_gone(shmlog, shm
         "cluster ",
     )
     mine = [row for row in rows if shmlog_topic in row["summary"]]
-    assert [row["record"] for row in mine] == ["topic", "partition", "config", "partition", "remove_topic"]
+    assert [row["record"] for row in mine] == [
+        "topic",
+        "partition",
+        "config",
+        "partition",
+        "remove_topic",
+    ]
     assert mine[0]["data"]["partition_count"] == 1
     assert mine[1]["summary"].startswith(f"{shmlog_topic}-0: leader 0, epoch 1")
     assert mine[2]["summary"] == f"topic {shmlog_topic}: durability = disk"

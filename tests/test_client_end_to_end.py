@@ -148,7 +148,9 @@ def test_a_slow_reader_changes_between_ring_and_fetch_without_gap_or_repeat(
         shmlog.Consumer("lapped", where=where) as consumer,
     ):
         batches = consumer.batches()
-        for round_number in range(12):
+        for round_number in range(200):
+            if min(roads["ring"], roads["fetch"]) >= 5:  # the ring is made by and by
+                break
             # Twice the ring, then a little; so the reader is lapped, catches up, is lapped ...
             count = 4000 if round_number % 2 else 50
             producer.send_many("lapped", [b"%0100d" % n for n in range(expected, expected + count)])
@@ -159,8 +161,7 @@ def test_a_slow_reader_changes_between_ring_and_fetch_without_gap_or_repeat(
                 assert batch.base_offset == expected
                 assert [int(v) for v in batch.values] == list(range(expected, batch.end_offset))
                 expected = batch.end_offset
-    assert roads["ring"] >= 5
-    assert roads["fetch"] >= 5
+    assert min(roads["ring"], roads["fetch"]) >= 5
 
 
 def test_views_of_the_ring_say_when_they_are_overwritten(where: Path, roads: Counter[str]) -> None:

@@ -17,6 +17,7 @@ import log_support as ls
 import pytest
 
 from shmlog.log.log import Log
+from shmlog.log.producers import ProducerStates
 from shmlog.log.storage import MemoryStorage
 
 
@@ -30,6 +31,10 @@ class World:
     synced: int = 0  # the end of what a finished sync covers
     log_start: int = 0
     epoch: int = 0
+    life: int = 0  # how often the log was cut: what is appended then has other bytes
+    anew: int | None = None  # where a log that is being emptied will begin
+    begun: tuple[int, int] | None = None  # an epoch whose start is durable
+    level: str | None = "os"  # None while it changes
     log: Log | None = None
 
     def opened(self) -> Log:
@@ -43,7 +48,7 @@ def append(world: World, *sizes: int) -> None:
     offset, batches = log.log_end_offset, []
     for size in sizes:
         sequence = sum(h.record_count for h, _ in world.attempted)
-        values = [b"%04d" % (offset + i) * 9 for i in range(size)]
+        values = [b"%04d" % (offset + i + 1000 * world.life) * 9 for i in range(size)]
         one = ls.batch(
             offset,
             values=values,
@@ -111,17 +116,87 @@ def reopen(world: World) -> None:
     world.log = ls.open_log(world.storage, clean=True)
 
 
+def cut(world: World, at: int | None = None) -> None:
+    """Cut at the start, in the middle or at the last batch, whichever turn it is."""
+    log = world.opened()
+    ends = [h.end_offset for h, _ in world.attempted if h.end_offset > world.log_start]
+    ends.insert(0, world.log_start)
+    at = ends[(0, len(ends) // 2, max(0, len(ends) - 2))[world.life % 3]] if at is None else at
+    world.written, world.synced = min(world.written, at), min(world.synced, at)
+    world.begun = None
+    log.truncate_to(at)
+    world.attempted = [one for one in world.attempted if one[0].end_offset <= at]
+    if at == world.log_start:
+        world.attempted = []  # no batch is left, not even the one that held the log start
+    world.life += 1
+    world.epoch += 1
+
+
+def cut_under_a_sync(world: World) -> None:
+    """The sync began before the cut and ends after the log has grown again (B21)."""
+    log = world.opened()
+    job = log.sync_job()
+    cut(world)
+    append(world, 1, 3, 9, 9)
+    if job is not None:
+        job.run()
+        log.finish_sync(job)
+    world.synced = log.synced_end_offset
+    ls.checkpoint(log, log.log_end_offset)
+
+
+def anew(world: World) -> None:
+    """Begin behind the end, or before the start."""
+    log = world.opened()
+    world.anew = log.log_end_offset + 7 if world.life % 2 else max(0, world.log_start - 5)
+    before, world.written, world.synced, world.begun = world.log_start, 0, 0, None
+    world.log_start = max(world.anew, before)
+    log.start_anew(world.anew)
+    world.log_start = world.written = world.synced = world.anew
+    world.attempted, world.anew = [], None
+    world.life += 1
+    world.epoch += 1
+
+
+def begin_epoch(world: World) -> None:
+    log = world.opened()
+    world.epoch += 1
+    log.begin_epoch(world.epoch).run()
+    world.begun = (world.epoch, log.log_end_offset)
+
+
+def change_level(world: World) -> None:
+    log = world.opened()
+    if log.level == "disk":
+        world.level = None
+        log.set_level("os").run()
+    else:
+        sync(world)
+        world.level = None
+        log.set_level("disk").run()
+    world.level = log.level
+
+
 STEPS: list[Callable[[World], None]] = [
     one, rolling, sync, late_sync, checkpoint, allocate, trim, reopen,
 ]  # fmt: skip
+CUTS: list[Callable[[World], None]] = [cut, cut_under_a_sync, anew, begin_epoch, change_level]
+ALL = STEPS + CUTS
 
 
 def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) -> int:
     """Open the log of an image; its end."""
     log = ls.open_log(image, same_boot=same_boot)
     end = log.log_end_offset
+    check_lossy(log, world, same_boot=same_boot)
+    if world.anew is not None and log.log_start_offset == end:
+        check_derived(log)
+        return end
     assert least <= end, f"offsets {end} to {least} are gone"
     assert log.log_start_offset <= world.log_start
+    if world.begun is not None and end == world.begun[1]:
+        epoch, start = log.epochs.entries[-1]
+        assert (start, epoch >= world.begun[0]) == (world.begun[1], True)
     expected = [
         data
         for header, data in world.attempted
@@ -133,6 +208,16 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
     return end
 
 
+def check_lossy(log: Log, world: World, *, same_boot: bool) -> None:
+    """The table of 6.7, as far as crashes go."""
+    if log.recovery.fresh:
+        assert world.log is None
+    if same_boot or log.recovery.fresh:
+        assert not log.recovery.lossy
+    elif world.level is not None:
+        assert log.recovery.lossy == (world.level == "os")
+
+
 def check_derived(log: Log) -> None:
     """Epochs and producers are those of the batches; the log goes on."""
     starts: dict[int, int] = {}
@@ -140,10 +225,16 @@ def check_derived(log: Log) -> None:
         starts.setdefault(header.leader_epoch, max(header.base_offset, log.log_start_offset))
     known = [entry for entry in log.epochs.entries if entry[1] < log.log_end_offset]
     assert known == sorted(starts.items())
+    assert all(start <= log.log_end_offset for _, start in log.epochs.entries)
     kept = ls.read_stamped(log)
     if kept:
         header = kept[-1][0]
         assert log.producers.check(header) is not None, "the last batch is not known any more"
+    if log.log_start_offset == 0:
+        states = ProducerStates()
+        for header, _ in kept:
+            states.apply(header, header.base_offset, header.append_time_ns, 0)
+        assert log.producers.snapshot(0) == states.snapshot(0)
     log.append([ls.batch(log.log_end_offset, values=[b"next"], epoch=99)], 0)
     assert ls.values(ls.read_all(log)[-1:]) == [b"next"]
 
@@ -200,11 +291,18 @@ def test_every_point_of_every_workload_of_two_steps(first: Callable[[World], Non
         assert run((first, second), number, every=1, deep=7)
 
 
+@pytest.mark.parametrize("first", CUTS, ids=lambda step: step.__name__)
+def test_every_point_of_every_cut_of_several_segments(first: Callable[[World], None]) -> None:
+    for number, second in enumerate(ALL):
+        assert run((rolling, sync, first, second), number, every=1, deep=13)
+        assert run((rolling, checkpoint, one, first, rolling, second), number, every=3, deep=13)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_points_of_longer_workloads(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(8):
-        run(tuple(rng.choices(STEPS, k=6)), seed, every=3, deep=24)
+        run(tuple(rng.choices(ALL, k=7)), seed, every=4, deep=28)
 
 
 def test_the_workload_that_rolls_syncs_trims_and_restarts() -> None:
@@ -214,6 +312,8 @@ def test_the_workload_that_rolls_syncs_trims_and_restarts() -> None:
 
 
 @pytest.mark.slow
-def test_every_point_of_every_workload_of_three_steps() -> None:
-    for number, steps in enumerate(itertools.product(STEPS, repeat=3)):
-        run(steps, number, every=1, deep=11)
+@pytest.mark.parametrize("first", ALL, ids=lambda step: step.__name__)
+def test_the_points_of_every_workload_of_three_steps(first: Callable[[World], None]) -> None:
+    for number, rest in enumerate(itertools.product(ALL, repeat=2)):
+        steps = (first, *rest)
+        run(steps, number, every=4 if set(steps) & set(CUTS) else 1, deep=12)

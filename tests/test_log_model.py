@@ -27,8 +27,12 @@ class LogMachine(RuleBasedStateMachine):
         super().__init__()
         self.storage = MemoryStorage()
         self.batches: list[Stamped] = []
-        self.times: list[int] = []
+        self.times: list[int] = []  # of the records from `start_of_times` on
+        self.start_of_times = 0
+        self.was_cut = False
+        self.marks: list[tuple[int, int]] = []  # the producer's next sequence at each end
         self.start = self.synced = self.epoch = self.sequence = 0
+        self.begun = -1  # the epoch in which the next batch will be, if it begins at the end
         self.log: Log
 
     @initialize(
@@ -40,7 +44,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @property
     def end(self) -> int:
-        return len(self.times)
+        return self.start_of_times + len(self.times)
 
     @rule(sizes=SIZES, data=st.data(), new_epoch=st.booleans())
     def append(self, sizes: list[int], data: st.DataObject, new_epoch: bool) -> None:
@@ -63,13 +67,15 @@ class LogMachine(RuleBasedStateMachine):
             self.sequence += size
             self.times += times
             turn.append(one)
+            self.marks.append((self.end, self.sequence))
         self.log.append(turn, now_ns=0)
         self.batches += turn
+        self.begun = -1
 
     @rule(data=st.data(), limit=st.sampled_from([1, 300, 1000, 1 << 20]))
     def read(self, data: st.DataObject, limit: int) -> None:
         offset = data.draw(st.integers(self.start, self.end))
-        ends = [0, *(header.end_offset for header, _ in self.batches)]
+        ends = [self.start, *(header.end_offset for header, _ in self.batches)]
         end = data.draw(st.sampled_from(ends))
         got = self.log.read(offset, max_bytes=limit, end_offset=end)
         wanted = [one for one in self.batches if offset < one[0].end_offset <= end]
@@ -91,7 +97,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule(time=TIMES, data=st.data())
     def find_time(self, time: int, data: st.DataObject) -> None:
         end = data.draw(st.sampled_from([h.base_offset for h, _ in self.batches] + [self.end]))
-        hits = ((o, t) for o, t in enumerate(self.times[:end]) if o >= self.start and t >= time)
+        known = enumerate(self.times, self.start_of_times)
+        hits = ((o, t) for o, t in known if self.start <= o < end and t >= time)
         assert self.log.offset_for_time(time, end) == next(hits, None)
 
     @rule()
@@ -126,11 +133,57 @@ class LogMachine(RuleBasedStateMachine):
         self.log = open_log(self.storage, config=self.config, clean=True)
         self.synced = self.end
 
+    @rule()
+    def begin_epoch(self) -> None:
+        self.epoch += 1
+        self.begun = self.epoch
+        run(self.log.begin_epoch(self.epoch))
+
+    @rule(data=st.data(), syncing=st.booleans())
+    def truncate(self, data: st.DataObject, syncing: bool) -> None:
+        """To any boundary; a sync that is under way meanwhile vouches for nothing behind it (B21)."""
+        ends = [header.end_offset for header, _ in self.batches if header.end_offset > self.start]
+        offset = data.draw(st.sampled_from([self.start, *ends]))
+        job = self.log.sync_job() if syncing else None
+        if job is not None:
+            job.run()
+        self.log.truncate_to(offset)
+        if job is not None:
+            self.log.finish_sync(job)
+        self.synced = offset if syncing else min(self.synced, offset)
+        if offset < self.end or self.begun >= 0:
+            self.epoch += 1  # who cuts follows a new leader
+        self.batches = [one for one in self.batches if one[0].end_offset <= offset]
+        if offset == self.start:
+            self.batches = []
+        del self.times[offset - self.start_of_times :]
+        self.was_cut = True
+        self.marks = [mark for mark in self.marks if mark[0] <= offset]
+        if len(self.log.producers) == 0:
+            self.marks = []  # no batch and no snapshot knows of it any more (P06)
+        self.sequence = self.marks[-1][1] if self.marks else 0
+        self.begun = -1
+
+    @rule(offset=st.integers(0, 60), syncing=st.booleans())
+    def start_anew(self, offset: int, syncing: bool) -> None:
+        job = self.log.sync_job() if syncing else None
+        self.log.start_anew(offset)
+        if job is not None:
+            job.run()
+            self.log.finish_sync(job)
+        self.batches, self.times, self.start_of_times = [], [], offset
+        self.start = self.synced = offset
+        self.sequence, self.marks = 0, []
+        self.epoch += 1
+        self.begun = -1
+        assert self.log.epochs.entries == []
+        assert self.log.synced_end_offset == offset
+
     @rule(seed=st.integers(0, 1000), torn=st.booleans())
     def kill_and_start(self, seed: int, torn: bool) -> None:
         in_flight = None
         if torn:
-            active = max(name for name in self.storage.files if name.endswith(".log"))
+            active = self.log._segments[-1].path
             half = batch(self.end, 3)[1][:-8]
             in_flight = (active, self.log._segments[-1].size, half)
         self.storage = self.storage.after_kill(random.Random(seed), in_flight=in_flight)
@@ -158,10 +211,28 @@ class LogMachine(RuleBasedStateMachine):
             assert self.log.epochs.epoch_for(offset) == header.leader_epoch
 
     @invariant()
+    def the_epochs_are_those_of_the_batches_and_the_one_begun(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        known = {epoch for epoch, _ in self.log.epochs.entries}
+        used = {one[0].leader_epoch for one in self.batches if one[0].end_offset > self.start}
+        if self.begun >= 0:
+            assert self.log.epochs.last_epoch == self.begun
+            assert self.log.epochs.end_of(self.begun, self.end) == (self.begun, self.end)
+        assert used <= known
+        assert all(start <= self.end for _, start in self.log.epochs.entries)
+
+    @invariant()
     def the_last_batches_are_known_as_duplicates(self) -> None:
         if not hasattr(self, "log"):
             return
         for header, _ in self.batches[-5:]:
+            if (
+                self.was_cut
+                and header.end_offset <= self.start
+                and header is not self.batches[-1][0]
+            ):
+                continue  # it had left the window, and retention its batch: nothing knows of it
             found = self.log.producers.check(header)
             assert found is not None, header
             assert found.base_offset == header.base_offset
@@ -170,6 +241,6 @@ class LogMachine(RuleBasedStateMachine):
 
 
 LogMachine.TestCase.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=30, derandomize=True
+    deadline=None, max_examples=150, stateful_step_count=30, derandomize=True
 )
 test_a_log_holds_what_a_list_holds = LogMachine.TestCase

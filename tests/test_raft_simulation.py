@@ -21,7 +21,7 @@ from shmlog.protocol.peers import AppendAnswer, AppendRequest, VoteRequest
 
 FIRST, COUNT = map(int, os.environ.get("RAFT_SEEDS", "0:240").split(":"))
 CHUNK = 30
-BUG_SEEDS = 150
+BUG_SEEDS = 400
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, CHUNK))

@@ -61,6 +61,7 @@ class Log:
         self._directory_dirty = False
         self._epochs_dirty = False
         self._snapshot: Snapshot | None = None  # at or below the synced end, to be written
+        self._snapshot_end = 0  # of the newest that was given out to be written
         self._snapshot_due_ns = 0
         self._now_ns = 0
         self._level: Level = "os"
@@ -407,6 +408,7 @@ class Log:
         sealed = [s for s in self._segments[:-1] if not s.index_saved]
         epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
         snapshot, self._snapshot = self._snapshot, None
+        self._snapshot_end = snapshot.end_offset if snapshot else self._snapshot_end
         self._epochs_dirty = False
         self._checkpointed = value
         for segment in sealed:
@@ -434,6 +436,7 @@ class Log:
     def forget_checkpoint(self) -> None:
         """A checkpoint job failed for lack of space: the next one writes everything."""
         self._checkpointed = None
+        self._snapshot_end = 0
         self._epochs_dirty = True
 
     # -- the log's start ------------------------------------------------------------------------------
@@ -442,7 +445,7 @@ class Log:
         """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
 
         The first job writes the checkpoint: else a start after a kill would miss what was unlinked. What is
-        not synced yet stays until the next call.
+        not synced yet stays until the next call, and so does what no producer snapshot covers (P06).
         """
         assert offset <= self.log_end_offset, (offset, self.log_end_offset)
         if offset <= self.log_start_offset:
@@ -459,7 +462,10 @@ class Log:
 
     def _below_log_start(self) -> list[Segment]:
         """Take out the segments that lie wholly below the log start and the synced end."""
-        end = min(self.log_start_offset, self.synced_end_offset)
+        if self.synced_end_offset == self.log_end_offset:
+            self._snapshot = self.producers.snapshot(self.log_end_offset)
+        covered = self._snapshot.end_offset if self._snapshot else self._snapshot_end
+        end = min(self.log_start_offset, self.synced_end_offset, covered)
         removed = []
         while len(self._segments) > 1 and self._segments[0].end_offset <= end:
             removed.append(self._segments.pop(0))
@@ -529,10 +535,10 @@ class Log:
         snapshot = max(usable, key=lambda s: s.end_offset, default=_NOTHING)
         states = ProducerStates(snapshot, self._now_ns)
         for header in headers_from(self._segments, snapshot.end_offset):
-            if header.base_offset >= offset:
+            if header.end_offset > offset:
                 break
             states.apply(header, header.base_offset, header.append_time_ns, self._now_ns)
-        states.keep_untouched(self.producers, offset)
+        states.complete_from(self.producers, offset)
         return states
 
     def _cut_small_files(self, offset: int, epochs: EpochHistory, snapshot: Snapshot) -> None:
@@ -551,6 +557,7 @@ class Log:
             raise DiskFull(f"no space to cut {self.directory}: {error.strerror}") from None
         self.epochs, self._epochs_dirty = epochs, False
         self._checkpointed, self._snapshot, self._snapshot_due_ns = value, None, 0
+        self._snapshot_end = snapshot.end_offset
 
     def _begin_at(self, offset: int) -> None:
         """No batch remains: remove all files, then say that the log begins at `offset`, then make its file."""

@@ -91,6 +91,7 @@ class Opening:
         self._at = circumstances
         self._found: Checkpoint | None = None
         self._newest = False  # is what was found the newest generation?
+        self._in_force = False  # or was it, when its successor was about to be put in place?
         self._mark = 0  # below it all was synced or committed
         self._marked_lossy = False
         self._opened = Opened()
@@ -133,6 +134,9 @@ class Opening:
         path = f"{self._directory}/{paths.CHECKPOINT}"
         self._found = checkpoint.read(self._storage, path, Checkpoint)
         self._newest = checkpoint.read_newest(self._storage, path, Checkpoint) is not None
+        # A power cut between the renames leaves the generation before, and that was the newest then.
+        between = self._found is not None and not self._storage.exists(path)
+        self._in_force = self._newest or between
         if self._found is None or self._found.topic_id == self._topic_id:
             return
         number = 0
@@ -140,7 +144,7 @@ class Opening:
             number += 1
         self._storage.rename(self._directory, aside)
         self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
-        self._found, self._newest = None, False
+        self._found, self._newest, self._in_force = None, False, False
 
     def _bases(self) -> list[int]:
         names = self._storage.list(self._directory)
@@ -180,7 +184,8 @@ class Opening:
         for segment in segments:
             segment.close()
         segments.clear()
-        if bases and self._newest and bases[0] > log_start:
+        known = self._in_force if self._at.replicated else self._newest
+        if bases and known and bases[0] > log_start:
             # Without its beginning a log is worth nothing: a leader elected with it would trim the others.
             self._missing(log_start, bases[0])
             self._set_aside(bases)
@@ -268,7 +273,7 @@ class Opening:
 
     def _cut(self, segment: Segment, file_size: int) -> None:
         """Throw a torn tail away."""
-        if not self._newest:
+        if not self._in_force:
             self._lossy("a tail was cut, and it is not known up to where all was synced")
         self._report.cut_bytes += file_size - segment.size
         segment.give_back()
@@ -337,20 +342,32 @@ class Opening:
         self._recover_producers()
 
     def _recover_epochs(self) -> None:
-        # Written before the checkpoint whose recovery point this is: below it the table has all there is.
-        # An older generation may lack epochs, so it is not used at all.
+        # Written before the checkpoint whose recovery point this is: below it the table has all there is. An
+        # older generation may lack epochs, but no more than the batches know.
         opened = self._opened
         path = f"{self._directory}/{paths.EPOCHS}"
         table = checkpoint.read_newest(self._storage, path, EpochTable)
-        if table and not (table.entries and table.entries[0][1] <= opened.log_start):
-            table = None  # trimmed for a log start that was not written any more
-        recovery_point = self._found.recovery_point if self._found and self._newest else 0
-        opened.epochs = EpochHistory(table.entries if table else ())
-        opened.epochs_dirty = opened.epochs.forget_behind(opened.end_offset)
-        for header in headers_from(opened.segments, recovery_point if table else 0):
-            if opened.epochs.assign(header.leader_epoch, header.base_offset):
-                opened.epochs_dirty = True
+        complete = table is not None and self._found is not None and self._newest
+        if table is None:
+            table = checkpoint.read(self._storage, path, EpochTable)
+        known = EpochHistory(table.entries if table else ())
+        opened.epochs_dirty = known.forget_behind(opened.end_offset)
+        recovery_point = self._found.recovery_point if self._found and complete else 0
+        # It may have been trimmed for a log start that was not written any more.
+        first = known.entries[0][1] if known.entries else opened.end_offset
+        opened.epochs = EpochHistory()
+        for header in headers_from(opened.segments, 0) if first > opened.log_start else ():
+            if header.base_offset >= first:
+                break
+            self._assign(header.leader_epoch, header.base_offset)
+        opened.epochs.adopt(known.entries, opened.end_offset)
+        for header in headers_from(opened.segments, recovery_point):
+            self._assign(header.leader_epoch, header.base_offset)
         opened.epochs.trim_prefix(opened.log_start)
+
+    def _assign(self, epoch: int, start_offset: int) -> None:
+        if self._opened.epochs.assign(epoch, start_offset):
+            self._opened.epochs_dirty = True
 
     def _recover_producers(self) -> None:
         opened, now_ns = self._opened, self._at.now_ns

@@ -30,6 +30,12 @@ class Remembered(msgspec.Struct, frozen=True, array_like=True):
     base_offset: int
     append_time_ns: int
 
+    @property
+    def end_offset(self) -> int:
+        """The offset after its last record."""
+        count = (self.last_sequence - self.first_sequence) % SEQUENCE_END + 1
+        return self.base_offset + count
+
 
 class Producer(msgspec.Struct, frozen=True, array_like=True):
     """One producer; `batches` has the newest last."""
@@ -61,6 +67,17 @@ class Undo(NamedTuple):
 
 def _sequence_after(sequence: int, count: int) -> int:
     return (sequence + count) % SEQUENCE_END
+
+
+def _below(known: Producer, said: Producer | None, end_offset: int) -> Producer | None:
+    """What `known` and what the log says come to below `end_offset`."""
+    batches = [batch for batch in known.batches if batch.end_offset <= end_offset]
+    if not batches:
+        return said
+    if said is not None and said.epoch == known.epoch:
+        first = batches[0].base_offset
+        batches = [*(batch for batch in said.batches if batch.base_offset < first), *batches]
+    return Producer(known.epoch, tuple(batches[-WINDOW:]))
 
 
 class ProducerStates:
@@ -140,17 +157,16 @@ class ProducerStates:
         else:
             self._producers[token.producer_id] = token.producer
 
-    def keep_untouched(self, current: ProducerStates, end_offset: int) -> None:
-        """The log was cut at `end_offset` and this is what it says now; `current` is what was known before.
+    def complete_from(self, current: ProducerStates, end_offset: int) -> None:
+        """The log was cut at `end_offset`: this is what it says now, `current` what was known before.
 
-        Whose newest batch lies below the cut has lost nothing: that one's state is taken over, also where
-        retention has removed the batches from which it came (P06). Who was forgotten stays so.
+        What was remembered of batches below the cut still holds, also where retention has removed those
+        batches and no snapshot is old enough (P06). Who was forgotten stays so.
         """
         said, self._producers, self._used_ns = self._producers, {}, {}
         for producer_id, used_ns in current._used_ns.items():
             known = current._producers[producer_id]
-            untouched = known.batches[-1].base_offset < end_offset
-            producer = known if untouched else said.get(producer_id)
+            producer = _below(known, said.get(producer_id), end_offset)
             if producer is not None:
                 self._producers[producer_id] = producer
                 self._used_ns[producer_id] = used_ns

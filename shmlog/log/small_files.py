@@ -56,12 +56,9 @@ class SmallFiles:
         checkpoint.write(self._storage, self._checkpoint, value)
 
     def cut(self, value: Checkpoint, epochs: EpochTable, snapshot: Snapshot) -> None:
-        """Before the batches themselves are cut: nothing may remain that knows of what is behind the cut.
-
-        Of the older epoch history nothing is ever used, of the others both generations may be.
-        """
+        """Before the batches themselves are cut: nothing may remain that knows of what is behind the cut."""
         checkpoint.replace(self._storage, self._checkpoint, value)
-        checkpoint.write(self._storage, self._epochs, epochs)
+        checkpoint.replace(self._storage, self._epochs, epochs)
         checkpoint.replace(self._storage, self._producers, snapshot)
 
     def snapshot_within(self, end_offset: int) -> Snapshot | None:

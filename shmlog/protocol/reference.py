@@ -1,7 +1,8 @@
-"""The reference tables of docs/protocol.md, generated from the message definitions (docs/generate.py)."""
+"""The tables of docs/protocol.md and docs/peers.md, generated from the message definitions (docs/generate.py)."""
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from shmlog.errors import TABLE, Code
+from shmlog.protocol import peers
 from shmlog.protocol.header import Big, Octets
 from shmlog.protocol.messages import OPERATIONS, Operation, Request
 from shmlog.settings import CLUSTER_SETTINGS, TOPIC_SETTINGS, Setting
@@ -32,6 +34,8 @@ def _type_name(kind: Any) -> str:
         return _type_name(arguments[0])
     if origin is list:
         return f"[{_type_name(arguments[0])}]"
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"[{_type_name(arguments[0])}]"
     if origin is tuple:
         return f"[{', '.join(_type_name(a) for a in arguments)}]"
     if origin is dict:
@@ -40,6 +44,8 @@ def _type_name(kind: Any) -> str:
         return " or ".join("null" if a is type(None) else _type_name(a) for a in arguments)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return f"`{kind.__name__}`"
+    if arguments == typing.get_args(peers.ChangeUnion):
+        return "a change, see below"
     return _NAMES[kind]
 
 
@@ -79,10 +85,14 @@ def _parts(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
     return found
 
 
+def _says(kind: type[msgspec.Struct]) -> str:
+    return inspect.cleandoc(kind.__doc__ or "")
+
+
 def _operation(mode: str, operation: Operation) -> list[str]:
     title = f"### {operation.name}" + (f", {mode}" if mode else "")
     base = {f.name for f in msgspec.structs.fields(Request)}
-    lines = [title, "", (operation.request.__doc__ or "").strip(), ""]
+    lines = [title, "", _says(operation.request), ""]
     lines += [f"Request frames: {operation.frames}.", "", "Request:", ""]
     lines += _table(operation.request, base, defaults=True)
     lines += ["Answer:", "", *_table(operation.answer, {"id", "error"}, defaults=False)]
@@ -90,7 +100,7 @@ def _operation(mode: str, operation: Operation) -> list[str]:
     for part in [*_parts(operation.request), *_parts(operation.answer)]:
         if part not in seen:
             seen.add(part)
-            lines += [f"`{part.__name__}`: {(part.__doc__ or '').strip()}", ""]
+            lines += [f"`{part.__name__}`: {_says(part)}", ""]
             lines += _table(part, set(), defaults=False)
     return lines
 
@@ -100,6 +110,25 @@ def operations() -> str:
     lines: list[str] = []
     for (_, mode), operation in OPERATIONS.items():
         lines += _operation(mode, operation)
+    return "\n".join(lines)
+
+
+def peer_messages() -> str:
+    """What brokers say to each other, field by field; the changes that a Propose carries last."""
+    lines: list[str] = []
+    seen: set[type[msgspec.Struct]] = set()
+    base = {f.name for f in msgspec.structs.fields(peers.PeerMessage)}
+    for message in (*typing.get_args(peers.PeerUnion), *typing.get_args(peers.ChangeUnion)):
+        tag = message.__struct_config__.tag
+        lines += [f"### {tag}", "", _says(message), ""]
+        lines += _table(
+            message, base if issubclass(message, peers.PeerMessage) else set(), defaults=True
+        )
+        for part in _parts(message):
+            if part not in seen and not issubclass(part, peers.Change):
+                seen.add(part)
+                lines += [f"`{part.__name__}`: {_says(part)}", ""]
+                lines += _table(part, set(), defaults=False)
     return "\n".join(lines)
 
 
@@ -138,6 +167,7 @@ def cluster_settings() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "operations": operations,
+    "peer-messages": peer_messages,
     "errors": errors,
     "topic-settings": topic_settings,
     "cluster-settings": cluster_settings,

@@ -170,6 +170,7 @@ class Raft:
         self._lease_ns = 0
         self._elections = 0
         self._dead: set[int] = set()
+        self._is_vacant = False  # the last leader is proven dead, and no other was heard since
         self._blocked: frozenset[int] = frozenset()
 
         self._stored_end = 0
@@ -338,6 +339,7 @@ class Raft:
             return
         self._dead.add(broker)
         self._leader_dead |= broker == self.leader
+        self._is_vacant |= broker == self.leader
         if broker not in (self.leader, self._hard.voted_for) or not self.is_voter:
             return
         rank = sum(voter < self.broker and voter not in self._dead for voter in self._voters)
@@ -393,13 +395,17 @@ class Raft:
         self._begin_term()
 
     def _arm(self) -> None:
-        self._deadline_ns = self._now_ns + self._rng.randrange(*self._election_ns)
+        """An election time-out; a short one while the leader is proven dead: a split vote is nobody's fault."""
+        heartbeat_ns = self._heartbeat_ns
+        bounds = (heartbeat_ns // 5, heartbeat_ns) if self._is_vacant else self._election_ns
+        self._deadline_ns = self._now_ns + self._rng.randrange(*bounds)
 
     def _become_follower(self, term: int, leader: int | None) -> None:
         if term > self.term:
             self._raise_term(term)
         self.role = Role.FOLLOWER
         self.leader = leader
+        self._is_vacant &= leader is None
         self._progress = {}
         self._arm()
 
@@ -426,6 +432,7 @@ class Raft:
     def _become_leader(self) -> None:
         self.role = Role.LEADER
         self.leader = self.broker
+        self._is_vacant = False
         self._term_start = self.end_offset
         self._grace_ns = self._now_ns
         self._beat_ns = self._now_ns + self._heartbeat_ns
