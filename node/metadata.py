@@ -52,7 +52,7 @@ from shmlog.errors import (
 from shmlog.log import checkpoint, paths
 from shmlog.log.log import Log
 from shmlog.log.received import check_replica_batches
-from shmlog.log.storage import Storage
+from shmlog.log.storage import Buffer, Storage
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import build, stamp
@@ -254,7 +254,7 @@ class Metadata:
             return self.controller is not None
         return self.raft.leader is not None and self.image.offset >= self._leader_commit > 0
 
-    def receive(self, message: peers.PeerMessage, frames: Sequence[bytes], now_ns: int) -> None:
+    def receive(self, message: peers.PeerMessage, frames: Sequence[Buffer], now_ns: int) -> None:
         """A message of Raft, or about a change. Raises CorruptMessage: nothing has changed."""
         if not self._is_newest(message.broker, message.incarnation, now_ns):
             return
@@ -274,7 +274,7 @@ class Metadata:
                 self.raft.peer_back(broker, now_ns)
         return incarnation >= newest
 
-    def _step(self, message: Any, frames: Sequence[bytes], now_ns: int) -> None:
+    def _step(self, message: Any, frames: Sequence[Buffer], now_ns: int) -> None:
         entries: list[Entry] = []
         if isinstance(message, peers.AppendRequest):
             entries = _entries(frames, message.prev_offset)
@@ -598,7 +598,7 @@ def _fate_unknown() -> ShmlogError:
     )
 
 
-def _entries(frames: Sequence[bytes], prev_offset: int) -> list[Entry]:
+def _entries(frames: Sequence[Buffer], prev_offset: int) -> list[Entry]:
     """The batches of an AppendRequest's frame, checked. Raises CorruptMessage."""
     entries = []
     for frame in frames:

@@ -138,7 +138,9 @@ class Standing:
         controller = (metadata.controller_id, metadata.raft.term)
         if self._asking or now_ns < self._retry_ns:
             return
-        self._retry_ns = 0  # also where nobody can be told now: a deadline that has passed would spin
+        self._retry_ns = (
+            0  # also where nobody can be told now: a deadline that has passed would spin
+        )
         if controller == self._told or controller[0] == -1:
             return
         self._asking = True

@@ -181,8 +181,10 @@ class Child:
     def end(self) -> None:
         """Wait for its end."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(60)
+        self._process.stdout.close()
 
     def kill(self) -> None:
         """End it, however it stands."""
