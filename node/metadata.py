@@ -322,10 +322,15 @@ class Metadata:
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
         due: list[int | None] = [self.raft.next_deadline_ns]
-        if self.controller is not None:
+        if self.controller is not None and self._may_plan:
             due.append(self.controller.next_deadline_ns(self.image))
         due += [waiting.deadline_ns for waiting in (*self._waiting, *self._asked.values())]
         return min((at for at in due if at is not None), default=None)
+
+    @property
+    def _may_plan(self) -> bool:
+        """The next go begins when the last one is committed; until then the controller has no deadlines."""
+        return self.raft.commit_offset == self.log.log_end_offset
 
     # -- Raft's intentions ----------------------------------------------------------------------------
 
@@ -458,7 +463,7 @@ class Metadata:
             and self.image.offset >= raft.commit_offset
         ):
             self._become_controller(now_ns)
-        if self.controller is not None and raft.commit_offset == self.log.log_end_offset:
+        if self.controller is not None and self._may_plan:
             self._plan(self.controller, now_ns)
 
     def _become_controller(self, now_ns: int) -> None:

@@ -91,6 +91,11 @@ class Cluster:
         """{broker: pid} of those that serve."""
         return {b: entry.pid for b, entry in directory.read_brokers(self.dir).items()}
 
+    def sample(self) -> None:
+        """Begin, or end, the sampling of the brokers."""
+        for pid in self.pids.values() if self._profile else ():
+            os.kill(pid, signal.SIGUSR1)
+
     def cpu(self) -> dict[int, float]:
         """CPU seconds of each broker so far."""
         return {broker: process.cpu_seconds(pid) for broker, pid in self.pids.items()}

@@ -1,6 +1,6 @@
 """A broker that samples itself: `python -m perf.profiled --dir DIR --id N`, in place of `python -m node`.
 
-Every millisecond of the process's CPU time a signal looks where the loop's thread is; its stack is counted at the
+Between one SIGUSR1 and the next, every millisecond of the process's CPU time a signal looks where the loop's thread is; its stack is counted at the
 next bytecode, so time inside a C call belongs to the line that made it. At the end profile-N.json in DIR has how
 often each function was found at work, itself or below it, by what share of all samples.
 """
@@ -31,6 +31,7 @@ class Sampler:
     """Counts of lines and functions."""
 
     def __init__(self) -> None:
+        self.is_on = False
         self.count = 0
         self.own: Counter[str] = Counter()  # the line at work
         self.below: Counter[str] = Counter()  # each function on the stack, once
@@ -47,6 +48,12 @@ class Sampler:
             at = at.f_back
         self.below.update(seen)
 
+    def toggle(self, *_: object) -> None:
+        """Begin or end."""
+        self.is_on = not self.is_on
+        interval = 0.001 if self.is_on else 0.0
+        signal.setitimer(signal.ITIMER_PROF, interval, interval)
+
     def write(self, file: Path) -> None:
         """As JSON: shares in percent, the largest first."""
         total = max(1, self.count)
@@ -61,8 +68,7 @@ if __name__ == "__main__":
     where, broker = (sys.argv[sys.argv.index(f"--{name}") + 1] for name in ("dir", "id"))
     sampler = Sampler()
     signal.signal(signal.SIGPROF, sampler)
-    signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
+    signal.signal(signal.SIGUSR1, sampler.toggle)
     code = main()
-    signal.setitimer(signal.ITIMER_PROF, 0)
     sampler.write(Path(where) / f"profile-{broker}.json")
     sys.exit(code)

@@ -47,8 +47,10 @@ def _produce_once(
         )
         child.line()
         before = made.cpu()
+        made.sample()
         child.go()
         result = child.line()
+        made.sample()
         broker_cpu = {broker: spent - before[broker] for broker, spent in made.cpu().items()}
         child.end()
         written = count + 3 * _SLICE
