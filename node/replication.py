@@ -30,7 +30,7 @@ FETCH_WAIT_MS = 500
 PAUSE_NS = 20 * NS_PER_MS  # before an error that does not pass at once is met again
 NO_SPACE_PAUSE_NS = 1000 * NS_PER_MS
 PARTITION_BYTES_MAX = 1 << 20
-READ_BYTES_MAX = 4 << 20  # that are kept for the other followers
+READ_BYTES_MAX, READS_MAX = 4 << 20, 256  # that are kept for the other followers
 
 Key = tuple[bytes, int]
 
@@ -417,7 +417,7 @@ class Replication:
     def _remember(self, place: tuple[Key, int, int], data: bytes) -> None:
         self._read[place] = data
         self._read_bytes += len(data)
-        while self._read_bytes > READ_BYTES_MAX:
+        while self._read_bytes > READ_BYTES_MAX or len(self._read) > READS_MAX:
             self._read_bytes -= len(self._read.pop(next(iter(self._read))))
 
     def _forget_reads(self) -> None:

@@ -1,8 +1,9 @@
 """A broker that samples itself: `python -m perf.profiled --dir DIR --id N`, in place of `python -m node`.
 
-Between one SIGUSR1 and the next, every millisecond of the process's CPU time a signal looks where the loop's thread is; its stack is counted at the
-next bytecode, so time inside a C call belongs to the line that made it. At the end profile-N.json in DIR has how
-often each function was found at work, itself or below it, by what share of all samples.
+Between one SIGUSR1 and the next, every millisecond of the process's CPU time a signal looks where the loop's thread
+is; its stack is counted at the next bytecode, so time inside a C call belongs to the line that made it, and so does
+the time that other threads (libzmq's, the workers) use meanwhile. At the end profile-N.json in DIR has how often each
+function was found at work, itself or below it, by what share of all samples.
 """
 
 from __future__ import annotations
