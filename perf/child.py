@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -173,8 +175,27 @@ def receive(where: str, topic: str, count: int, ring: bool, skip: int) -> None:
     _say(ok=expected == count, latency_us=histogram.summary_us())
 
 
+def press(where: str, size: int) -> None:
+    """Overwrite one file from end to end, again and again, until told to stop; `slow`: writes of over 5 ms."""
+    piece = os.urandom(1 << 20)
+    places = max(1, size // len(piece))
+    with tempfile.TemporaryFile(dir=where) as file:
+        _say(ready=True)
+        _wait_for_go()
+        began = time.monotonic()
+        written = slow = 0
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            before = time.monotonic()
+            os.pwrite(file.fileno(), piece, written % places * len(piece))
+            slow += time.monotonic() - before > 0.005
+            written += 1
+        seconds = time.monotonic() - began
+    _say(bytes=written * len(piece), seconds=seconds, slow=slow)
+
+
 _TASKS: dict[str, Any] = {
-    f.__name__: f for f in (produce, consume, verify, generate, receive, write_python, write_bare)
+    f.__name__: f
+    for f in (produce, consume, verify, generate, receive, press, write_python, write_bare)
 }
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Three brokers write to one disk until the kernel throttles them: slow is not dead, so nothing may be elected.
 
 One topic of three partitions with three replicas each; one producer process a partition writes as fast as it can,
-until all logs together hold `--bytes`. Counted in the metadata log from the start of the load to its end: elections
-(a partition's leader epoch rises), fences, changes of the controller (the term rises), replicas that left the in-sync
-set. Beside it how much of the page cache was dirty at most, and each broker's longest turn by cause.
+until all logs together hold half of `--bytes`. The brokers sync ten times a second, so they alone leave little dirty:
+beside them another process overwrites a file of the other half again and again, as fast as the kernel lets it.
+Counted in the metadata log from the start of the load to its end: elections (a partition's leader epoch rises),
+fences, changes of the controller (the term rises), replicas that left the in-sync set. Beside it how much of the page
+cache was dirty at most, and each broker's longest turn by cause.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 import threading
@@ -25,6 +28,13 @@ from shmlog.client.admin import Admin
 _PARTITIONS = _REPLICAS = 3
 _SLICE = 10_000
 _SPARE_BYTES = 4 << 30  # left free on the disk
+
+
+def _threshold_bytes() -> int:
+    """From where on whoever writes is throttled: half way between the kernel's two thresholds."""
+    pages = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    both = int(pages["nr_dirty_background_threshold"]) + int(pages["nr_dirty_threshold"])
+    return both // 2 * os.sysconf("SC_PAGE_SIZE")
 
 
 def _dirty_bytes() -> int:
@@ -86,7 +96,7 @@ def writeback(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if free < arguments.bytes + _SPARE_BYTES:
         raise SystemExit(f"{place}: {free >> 30} GiB free, {arguments.bytes >> 30} GiB wanted")
     size = max(arguments.size, 1000)
-    slices = arguments.bytes // (_PARTITIONS * _REPLICAS * size * _SLICE)
+    slices = arguments.bytes // 2 // (_PARTITIONS * _REPLICAS * size * _SLICE)
     count = max(1, slices) * _SLICE
     with cluster(3, parent=arguments.dir) as made:
         create_topic(made, "t", _PARTITIONS)
@@ -109,12 +119,18 @@ def writeback(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             since = admin.metadata_log(max_records=1).end_offset
             watch = _Watch()
             watch.start()
+            press = Child("press", where=str(made.dir), size=arguments.bytes // 2)
+            press.line()
+            press.go()
             began = time.monotonic()
             for child in load:
                 child.go()
             for child in load:
                 child.line()
             took = time.monotonic() - began
+            press.go()
+            pressed = press.line()
+            press.end()
             watch.ended.set()
             changes = _changes(admin, since)
         for child in load:
@@ -139,6 +155,9 @@ def writeback(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         "MB/s to disk": written * _REPLICAS / took / 1e6,
         "seconds": took,
         "dirty at most MB": watch.highest / 1e6,
+        "throttled from MB": _threshold_bytes() / 1e6,
+        "other writer MB/s": pressed["bytes"] / pressed["seconds"] / 1e6,
+        "its slow writes": pressed["slow"],
         **{k: changes[k] for k in ("elections", "fences", "controllers", "left the ISR")},
         "read back": "ok" if np.all(correct) else "WRONG",
     }
