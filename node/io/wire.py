@@ -69,7 +69,7 @@ class Wire(Protocol):
         """Not any more; before it is closed."""
         ...
 
-    def receive_peer(self) -> list[Buffer] | None:
+    def receive_peer(self) -> Sequence[Buffer] | None:
         """One message of another broker, its header as bytes; None if there is none."""
         ...
 
@@ -169,7 +169,7 @@ class ZmqWire:
     def unwatch(self, descriptor: int) -> None:
         self._poller.unregister(descriptor)
 
-    def receive_peer(self) -> list[Buffer] | None:
+    def receive_peer(self) -> Sequence[Buffer] | None:
         if not self._peer_socket.getsockopt(zmq.EVENTS) & _POLLIN:
             return None
         _, head, *rest = self._peer_socket.recv_multipart(zmq.NOBLOCK, copy=False)
