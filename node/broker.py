@@ -61,6 +61,8 @@ class Broker:
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
         # Not clean from here on; but until recovery is done the logs are as the last boot left them.
         last_boot_id = "" if last is None else last.boot_id
+        if incarnation == 1:
+            last_boot_id = boot_id  # nothing was here before
         uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
         self._workers = ThreadWorkers()
         peer_endpoints = {b: f"ipc://{directory.peer_socket(path, b)}" for b in cluster.brokers}

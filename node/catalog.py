@@ -84,7 +84,8 @@ class Catalog:
         self._busy: set[tuple[str, int]] = (
             set()
         )  # names whose directory a worker opens, or has to cut
-        self._unopened: set[bytes] = set()  # topics with partitions that found no space
+        # Topics with partitions that found no space, and by what circumstances they are to be opened.
+        self._unopened: dict[bytes, tuple[bool, bool]] = {}
         self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
         self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
@@ -129,6 +130,7 @@ class Catalog:
         return self._context.identity.broker in state.replicas
 
     def _follow_topic(self, topic: Topic, lane: Lane = Lane.FILES) -> None:
+        same_boot, clean = self._unopened.get(topic.topic_id, (self._same_boot, self._clean))
         for state in topic.partitions:
             if not self._hosts(state):
                 continue
@@ -138,10 +140,9 @@ class Catalog:
                 self._apply(partition, topic, state)
             elif name not in self._busy:  # else, be it for a topic of that name before: afterwards
                 self._busy.add(name)
-                opening = partial(
-                    self._open, topic, state, same_boot=self._same_boot, clean=self._clean
-                )
-                self._workers.submit(lane, opening, partial(self._opened, topic, state))
+                opening = partial(self._open, topic, state, same_boot=same_boot, clean=clean)
+                opened = partial(self._opened, topic, state, (same_boot, clean))
+                self._workers.submit(lane, opening, opened)
 
     def _free(self, name: TopicPartition, log: Log) -> None:
         """The topic of a log was deleted while a worker had it: only now may a new one have the name."""
@@ -168,13 +169,18 @@ class Catalog:
         return log
 
     def _opened(
-        self, topic: Topic, state: PartitionRecord, log: object, error: BaseException | None
+        self,
+        topic: Topic,
+        state: PartitionRecord,
+        circumstances: tuple[bool, bool],
+        log: object,
+        error: BaseException | None,
     ) -> None:
         name = TopicPartition(topic.name, state.partition)
         self._busy.discard(name)
         if is_no_space(error):
             journal.warning("no space to open", partition=str(name))
-            self._unopened.add(topic.topic_id)
+            self._unopened[topic.topic_id] = circumstances
             return
         if error is not None:
             raise error
@@ -208,8 +214,14 @@ class Catalog:
                 self.upkeep.written(partition)
         self._count(partition)
         before, partition.state = partition.state, state
-        if state.leader == self._context.identity.broker:
-            self._apply_leader(partition)
+        me = self._context.identity
+        if state.leader == me.broker:
+            if self._context.metadata.image.is_current(me.broker, me.incarnation):
+                self._apply_leader(partition)
+            else:
+                # I11: the incarnation before was elected. This one's registration brings a new epoch.
+                self.replication.forget(partition)
+                partition.stop_following()
         elif before is not state or partition.follower is None:
             self._resign(partition)
             partition.follow()
@@ -437,11 +449,11 @@ class Catalog:
 
     def retry_opening(self) -> None:
         """Try again to open what found no space."""
-        topic_ids, self._unopened = self._unopened, set()
-        for topic_id in topic_ids:
+        for topic_id in list(self._unopened):
             topic = self._context.metadata.image.by_id(topic_id)
             if topic is not None:
                 self._follow_topic(topic)
+        self._unopened.clear()
 
     def _close_topic(self, topic: Topic) -> None:
         for state in topic.partitions:

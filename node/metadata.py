@@ -198,7 +198,8 @@ class Metadata:
     def _read_quorum(self) -> HardState:
         """Term and vote. Where they are damaged, or the log has lost what was synced, this voter abstains."""
         exists = self._storage.exists(self._quorum_file)
-        quorum = checkpoint.read_one(self._storage, self._quorum_file, Quorum)
+        # Not the generation before: it would vote twice.
+        quorum = checkpoint.read_newest(self._storage, self._quorum_file, Quorum)
         damaged = quorum is None and (exists or self.log.log_end_offset > 0)
         if damaged or self.log.recovery.lossy:
             journal.warning("vote or metadata log damaged: this voter abstains until it knows all")

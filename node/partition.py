@@ -451,4 +451,8 @@ class Partition:
         self.window.drop()
         if self.leader is not None:
             self._moved(self.leader.trimmed(offset))
+        elif self.follower is not None:
+            self.follower.trimmed(offset)
+        else:
+            self._high_watermark = max(self._high_watermark, offset)
         return jobs

@@ -96,7 +96,7 @@ class Loop:
 
     def turn(self) -> None:
         """One turn. Raises OSError for a failed write or sync: the broker must end."""
-        ready = self._wire.poll(self._timeout_ms())
+        ready = self._wire.poll(self.timeout_ms())
         began_ns = self._clock.monotonic_ns()
         context = self._context
         context.simple_records = 0
@@ -159,7 +159,8 @@ class Loop:
         catalog.replication.answer(now_ns)
         catalog.replication.turn(now_ns)
 
-    def _timeout_ms(self) -> int:
+    def timeout_ms(self) -> int:
+        """How long the next turn may wait for something to come."""
         now_ns = self._clock.monotonic_ns()
         due_ns = min(now_ns + POLL_NS_MAX, self._chores_due_ns)
         if self._catalog.has_rings():

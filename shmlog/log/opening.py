@@ -153,16 +153,27 @@ class Opening:
     def _load(self, bases: list[int]) -> None:
         """Fill in what the checkpoint says."""
         found, opened = self._found, self._opened
-        opened.report.fresh = found is None and not bases
+        opened.report.fresh = found is None and (not bases or self._was_never_opened(bases))
         if found is not None:
             self._mark = max(found.recovery_point, found.high_watermark)
             opened.log_start = found.log_start
             opened.level = found.level
-        elif not bases and self._config.durability == "disk":
+        elif opened.report.fresh and self._config.durability == "disk":
             opened.level = "disk"  # nothing was ever reported
         if found is not None and found.lossy and self._at.replicated:
             self._marked_lossy = True
             self._lossy("found so at an earlier start")
+
+    def _was_never_opened(self, bases: list[int]) -> bool:
+        """Was the first opening stopped before its checkpoint? Nothing is appended or reported before that."""
+        path = f"{self._directory}/{paths.CHECKPOINT}"
+        if self._storage.exists(path) or self._storage.exists(path + ".previous"):
+            return False
+        first = self._segment(0)
+        try:
+            return bases == [0] and first.file().size() == 0
+        finally:
+            first.close()
 
     def _lossy(self, reason: str) -> None:
         """Note it, durably: what it was decided by is about to be repaired."""

@@ -184,6 +184,10 @@ class Follower:
             self.high_watermark = end
         return moved
 
+    def trimmed(self, log_start: int) -> None:
+        """The log begins at `log_start` now: the high watermark is never below it (B08)."""
+        self.high_watermark = max(self.high_watermark, log_start)
+
     def refused(self, leader_epoch: int, code: int) -> None:
         """A question or fetch was answered by an error. What is not named here: the same again, after a while."""
         if leader_epoch != self.leader_epoch or self.state in (State.TRUNCATING, State.STOPPED):

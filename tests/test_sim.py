@@ -1,0 +1,180 @@
+"""The simulated cluster, a short run of it: `python -m tests.sim` is the long one (tests/sim).
+
+I1 to I16, I20, I22, I30, L1 to L5: no life of a cluster breaks them. The checks are proven first: hand-made histories
+with one anomaly each are flagged, random valid ones are not, and planted bugs are caught.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sim.history import History, Poll, Send, anomalies
+from sim.life import live
+
+# -- the history checker --------------------------------------------------------------------------
+
+
+def _sent(process: int, values: list[bytes], at: tuple[int, int], offset: int = -1) -> Send:
+    send = Send(process, "k", values, at[0])
+    if offset >= 0:
+        send.ok(offset, at[1])
+    return send
+
+
+def _good() -> History:
+    history = History()
+    history.sends = [
+        _sent(1, [b"a", b"b"], (0, 10), 0),
+        _sent(1, [b"c"], (11, 20), 2),
+        _sent(2, [b"d"], (12, 30), 3),
+    ]
+    history.polls = [Poll(9, "k", [(0, b"a"), (1, b"b")]), Poll(9, "k", [(2, b"c"), (3, b"d")])]
+    return history
+
+
+def _lose(h: History) -> None:
+    h.polls = [Poll(9, "k", [(0, b"a"), (1, b"b")]), Poll(8, "k", [(3, b"d")], reset=True)]
+
+
+def _unseen(h: History) -> None:
+    h.polls = [Poll(9, "k", [(0, b"a"), (1, b"b"), (2, b"c")])]
+
+
+def _two_at_one_offset(h: History) -> None:
+    h.polls.append(Poll(8, "k", [(2, b"x")]))
+
+
+def _twice(h: History) -> None:
+    h.polls.append(Poll(9, "k", [(4, b"c")]))
+
+
+def _refused_and_read(h: History) -> None:
+    h.sends[2] = Send(2, "k", [b"d"], 12)
+    h.sends[2].fail(30)
+
+
+def _half_of_an_unknown_send(h: History) -> None:
+    h.sends.append(Send(3, "k", [b"e", b"f"], 40))
+    h.polls.append(Poll(9, "k", [(4, b"e")]))
+
+
+def _skip(h: History) -> None:
+    h.polls = [Poll(8, "k", [(0, b"a"), (1, b"b"), (2, b"c"), (3, b"d")])]
+    h.polls += [Poll(9, "k", [(0, b"a")]), Poll(9, "k", [(2, b"c")])]
+
+
+def _back(h: History) -> None:
+    h.polls.append(Poll(9, "k", [(1, b"b")]))
+
+
+def _reordered(h: History) -> None:
+    h.sends = [
+        _sent(1, [b"c"], (0, 10), 2),
+        _sent(1, [b"a", b"b"], (1, 20), 0),
+        _sent(2, [b"d"], (12, 30), 3),
+    ]
+
+
+def _against_real_time(h: History) -> None:
+    h.sends = [
+        _sent(2, [b"d"], (0, 5), 3),
+        _sent(1, [b"a", b"b"], (6, 10), 0),
+        _sent(1, [b"c"], (11, 20), 2),
+    ]
+
+
+def _gap(h: History) -> None:
+    h.sends.pop(1)
+    h.polls = [Poll(9, "k", [(0, b"a"), (1, b"b")]), Poll(8, "k", [(3, b"d")])]
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        (_lose, "lost-write"),
+        (_unseen, "unseen"),
+        (_two_at_one_offset, "inconsistent-offsets"),
+        (_twice, "duplicate"),
+        (_refused_and_read, "G1a"),
+        (_half_of_an_unknown_send, "unseen"),
+        (_skip, "poll-skip"),
+        (_back, "nonmonotonic-poll"),
+        (_reordered, "nonmonotonic-send"),
+        (_against_real_time, "real-time order"),
+        (_gap, "contiguous"),
+    ],
+)
+def test_a_history_with_this_anomaly_is_flagged(harm: Callable[[History], None], name: str) -> None:
+    history = _good()
+    assert anomalies(history) == []
+    harm(history)
+    assert name in {found.split(" k")[0].split(" (")[0] for found in anomalies(history)}
+
+
+def _random_history(rng: random.Random) -> History:
+    """A log that was filled in order by sends whose answers overlap; some answers are lost, some sends refused."""
+    history, log, now = History(), [], 0
+    for number in range(rng.randrange(1, 12)):
+        values = [b"%d.%d" % (number, i) for i in range(rng.randrange(1, 4))]
+        send = Send(rng.randrange(3), "k", values, now)
+        history.sends.append(send)
+        fate = rng.choice(("ok", "ok", "ok", "info", "unwritten", "fail"))
+        now += rng.randrange(1, 5)
+        if fate in ("ok", "info"):
+            offset = len(log)
+            log += values
+        if fate == "ok":
+            send.ok(offset, now)
+        elif fate == "fail":
+            send.fail(now)
+    for reader in range(2):
+        position = 0
+        while position < len(log):
+            end = min(len(log), position + rng.randrange(1, 5))
+            records = list(enumerate(log[position:end], position))
+            history.polls.append(Poll(reader, "k", records))
+            position = end
+    return history
+
+
+def test_valid_histories_are_clean() -> None:
+    rng = random.Random(7)
+    for _ in range(3000):
+        history = _random_history(rng)
+        assert anomalies(history) == []
+
+
+# -- lives ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", range(1, 25, 4))
+def test_no_life_breaks_an_invariant(first: int) -> None:
+    for seed in range(first, first + 4):
+        result, _ = live(seed)
+        assert result.violation is None, f"python -m tests.sim --seed {seed} --log"
+
+
+_DIGESTS = "from sim.life import live; print([live(seed)[0].digest for seed in (3, 7, 26)])"
+
+
+def test_a_seed_is_one_life_whatever_the_hash_seed() -> None:
+    found = set()
+    for hash_seed in "0", "1":
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        ran = subprocess.run(
+            [sys.executable, "-c", _DIGESTS],
+            env=environment,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(ran.stdout)
+    assert len(found) == 1
