@@ -52,7 +52,7 @@ from shmlog.errors import (
 from shmlog.log import checkpoint, paths
 from shmlog.log.log import Log
 from shmlog.log.received import check_replica_batches
-from shmlog.log.storage import Storage
+from shmlog.log.storage import Buffer, Storage
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import build, stamp
@@ -259,7 +259,7 @@ class Metadata:
             return self.controller is not None
         return self.raft.leader is not None and self.image.offset >= self._leader_commit > 0
 
-    def receive(self, message: peers.PeerMessage, frames: Sequence[bytes], now_ns: int) -> None:
+    def receive(self, message: peers.PeerMessage, frames: Sequence[Buffer], now_ns: int) -> None:
         """A message of Raft, or about a change. Raises CorruptMessage: nothing has changed."""
         if not self._is_newest(message.broker, message.incarnation, now_ns):
             return
@@ -279,7 +279,7 @@ class Metadata:
                 self.raft.peer_back(broker, now_ns)
         return incarnation >= newest
 
-    def _step(self, message: Any, frames: Sequence[bytes], now_ns: int) -> None:
+    def _step(self, message: Any, frames: Sequence[Buffer], now_ns: int) -> None:
         entries: list[Entry] = []
         if isinstance(message, peers.AppendRequest):
             entries = _entries(frames, message.prev_offset)
@@ -327,10 +327,15 @@ class Metadata:
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
         due: list[int | None] = [self.raft.next_deadline_ns]
-        if self.controller is not None:
+        if self.controller is not None and self._may_plan:
             due.append(self.controller.next_deadline_ns(self.image))
         due += [waiting.deadline_ns for waiting in (*self._waiting, *self._asked.values())]
         return min((at for at in due if at is not None), default=None)
+
+    @property
+    def _may_plan(self) -> bool:
+        """The next go begins when the last one is committed; until then the controller has no deadlines."""
+        return self.raft.commit_offset == self.log.log_end_offset
 
     # -- Raft's intentions ----------------------------------------------------------------------------
 
@@ -463,7 +468,7 @@ class Metadata:
             and self.image.offset >= raft.commit_offset
         ):
             self._become_controller(now_ns)
-        if self.controller is not None and raft.commit_offset == self.log.log_end_offset:
+        if self.controller is not None and self._may_plan:
             self._plan(self.controller, now_ns)
 
     def _become_controller(self, now_ns: int) -> None:
@@ -603,7 +608,7 @@ def _fate_unknown() -> ShmlogError:
     )
 
 
-def _entries(frames: Sequence[bytes], prev_offset: int) -> list[Entry]:
+def _entries(frames: Sequence[Buffer], prev_offset: int) -> list[Entry]:
     """The batches of an AppendRequest's frame, checked. Raises CorruptMessage."""
     entries = []
     for frame in frames:
