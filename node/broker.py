@@ -61,11 +61,8 @@ class Broker:
         incarnation = registry.next_incarnation(self._data_dir)
         directory.unlink_memory_of_dead(cluster, broker)
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
-        # Not clean from here on; but until recovery is done the logs are as the last boot left them.
-        last_boot_id = "" if last is None else last.boot_id
-        if incarnation == 1:
-            last_boot_id = boot_id  # nothing was here before
-        uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
+        self._last_uptime, self._is_recovered = last, False
+        uptime.write(self._data_dir, uptime.at_start(last, incarnation, boot_id))
         self._workers = ThreadWorkers()
         peer_endpoints = {b: f"ipc://{directory.peer_socket(path, b)}" for b in cluster.brokers}
         peer_endpoint = peer_endpoints.pop(broker)
@@ -145,6 +142,7 @@ class Broker:
         _keep_reserve(self._storage, self._reserve)
         if self._node.catalog.is_complete:
             uptime.write(self._data_dir, self._uptime)
+            self._is_recovered = True
         self._registration.publish(self._entry)
         journal.event(
             "ready",
@@ -169,14 +167,16 @@ class Broker:
                 completion.done(None, completion.error)
             elif completion.error is not None:
                 raise completion.error
-        complete = self._node.catalog.is_complete
+        recovered = self._is_recovered or (
+            self._node.standing.is_registered and self._node.catalog.is_complete
+        )
         self._node.catalog.close_all()
         self._node.metadata.close()
-        if complete:
-            uptime.write(
-                self._data_dir,
-                uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True),
-            )
+        this = self._uptime
+        stopped = uptime.after_stop(
+            self._last_uptime, this.incarnation, this.boot_id, recovered=recovered
+        )
+        uptime.write(self._data_dir, stopped)
         turns = self._loop.statistics
         journal.event(
             "turns",

@@ -54,7 +54,7 @@ from shmlog.errors import (
 from shmlog.log import checkpoint, paths
 from shmlog.log.log import Log
 from shmlog.log.received import check_replica_batches
-from shmlog.log.storage import Storage
+from shmlog.log.storage import Buffer, Storage
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import build, stamp
@@ -202,6 +202,10 @@ class Metadata:
     def _read_quorum(self) -> HardState:
         """Term and vote. Where they are damaged, or the log has lost what was synced, this voter abstains."""
         exists = self._storage.exists(self._quorum_file)
+        if exists:
+            # Its writer may have been killed before the name was synced: what is promised by it now would be
+            # forgotten in a power cut (I12).
+            self._storage.sync_dir(self._quorum_file.rpartition("/")[0])
         # Not the generation before: it would vote twice.
         quorum = checkpoint.read_newest(self._storage, self._quorum_file, Quorum)
         damaged = quorum is None and (exists or self.log.log_end_offset > 0)
@@ -259,7 +263,7 @@ class Metadata:
             return self.controller is not None
         return self.raft.leader is not None and self.image.offset >= self._leader_commit > 0
 
-    def receive(self, message: peers.PeerMessage, frames: Sequence[bytes], now_ns: int) -> None:
+    def receive(self, message: peers.PeerMessage, frames: Sequence[Buffer], now_ns: int) -> None:
         """A message of Raft, or about a change. Raises CorruptMessage: nothing has changed."""
         if not self._is_newest(message.broker, message.incarnation, now_ns):
             return
@@ -279,7 +283,7 @@ class Metadata:
                 self.raft.peer_back(broker, now_ns)
         return incarnation >= newest
 
-    def _step(self, message: Any, frames: Sequence[bytes], now_ns: int) -> None:
+    def _step(self, message: Any, frames: Sequence[Buffer], now_ns: int) -> None:
         entries: list[Entry] = []
         if isinstance(message, peers.AppendRequest):
             entries = _entries(frames, message.prev_offset)
@@ -327,10 +331,15 @@ class Metadata:
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
         due: list[int | None] = [self.raft.next_deadline_ns]
-        if self.controller is not None:
+        if self.controller is not None and self._may_plan:
             due.append(self.controller.next_deadline_ns(self.image))
         due += [waiting.deadline_ns for waiting in (*self._waiting, *self._asked.values())]
         return min((at for at in due if at is not None), default=None)
+
+    @property
+    def _may_plan(self) -> bool:
+        """The next go begins when the last one is committed; until then the controller has no deadlines."""
+        return self.raft.commit_offset == self.log.log_end_offset
 
     # -- Raft's intentions ----------------------------------------------------------------------------
 
@@ -463,7 +472,7 @@ class Metadata:
             and self.image.offset >= raft.commit_offset
         ):
             self._become_controller(now_ns)
-        if self.controller is not None and raft.commit_offset == self.log.log_end_offset:
+        if self.controller is not None and self._may_plan:
             self._plan(self.controller, now_ns)
 
     def _become_controller(self, now_ns: int) -> None:
@@ -615,7 +624,7 @@ def _fate_unknown() -> ShmlogError:
     )
 
 
-def _entries(frames: Sequence[bytes], prev_offset: int) -> list[Entry]:
+def _entries(frames: Sequence[Buffer], prev_offset: int) -> list[Entry]:
     """The batches of an AppendRequest's frame, checked. Raises CorruptMessage."""
     entries = []
     for frame in frames:

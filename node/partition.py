@@ -49,6 +49,7 @@ from shmlog.ids import TopicPartition
 from shmlog.log.log import Log
 from shmlog.log.producers import Undo
 from shmlog.log.received import check_replica_batches
+from shmlog.log.storage import Buffer
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
@@ -390,7 +391,7 @@ class Partition:
             self.follower.truncated()
         self._high_watermark = min(self._high_watermark, self.log.log_end_offset)
 
-    def append_replica(self, frame: bytes) -> None:
+    def append_replica(self, frame: Buffer) -> None:
         """Append a leader's batches as they are.
 
         Raises: CorruptMessage: nothing was appended. DiskFull: nothing either.

@@ -92,8 +92,8 @@ class Upkeep:
         if error is not None:
             raise error
         partition.log.finish_sync(job)
-        if partition.log.trim_waits:
-            self._checkpoint_due[partition] = self._clock.monotonic_ns()
+        if not partition.cutting and partition.log.trim_waits:
+            self.trimmed(partition)
         self._ended(partition)
 
     def _allocate(self, partition: Partition) -> None:

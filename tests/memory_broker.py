@@ -171,6 +171,8 @@ class MemoryBroker:
         self.metadata, self.standing = node.metadata, node.standing
         self._id = 0
         self.until(lambda: self.standing.is_registered)
+        partitions = self.context.partitions.values()
+        self.until(lambda: all(partition.leader for partition in partitions))
 
     def until(self, test: Callable[[], bool], turns: int = 40) -> None:
         """Turn until something is so."""

@@ -227,7 +227,7 @@ def test_jobs_may_end_in_any_order(tmp_path: Path, seed: int) -> None:
             broker.turn()
         assert broker.answer(first)
         assert broker.answer(waits)
-        assert broker.context.partitions["t", 0].ring is not None
+        assert broker.context.partitions["t", 0].window.state == "ring"
         assert broker.values("t") == [b"0", b"1"]
     finally:
         broker.rings.close()
@@ -621,8 +621,10 @@ def test_a_trim_on_a_full_disk_is_done_as_soon_as_a_block_can_be_had(tmp_path: P
         broker.clock.advance(10**9)
         broker.turn()
     assert len(logs_of(broker)) == broker.context.partitions["t", 0].log.segment_count == 1
-    again = MemoryBroker(tmp_path, storage=broker.storage.after_kill(random.Random(1)))
-    assert again.fetch("t", 39)[0]["error"] == 1
+    killed = broker.storage.after_kill(random.Random(1))
+    again = MemoryBroker(tmp_path, storage=killed, incarnation=2)
+    found = again.fetch("t", 39)[0]
+    assert found["error"] == 1
 
 
 @pytest.mark.parametrize("question", ["offset", "time"])
@@ -630,7 +632,7 @@ def test_what_the_device_cannot_read_is_an_answer_by_offset_and_by_time(
     broker: MemoryBroker, question: str
 ) -> None:
     broker.produce("t", b"v")
-    broker.context.partitions["t", 0].detach_ring()
+    broker.context.partitions["t", 0].window.detach()
     broker.storage.fail("pread", 1, errno.EIO)
     if question == "offset":
         answer = broker.fetch("t")[0]
@@ -665,11 +667,11 @@ def test_a_trimmed_partition_s_ring_gives_nothing_that_is_gone(broker: MemoryBro
     for i in range(10):
         broker.produce("t", b"%d" % i)
     partition = broker.context.partitions["t", 0]
-    assert partition.ring is not None
+    assert partition.window.state == "ring"
     trim = {"op": "delete_records", "partitions": [{"topic": "t", "partition": 0, "offset": 4}]}
     broker.ask(trim)
-    assert partition._reader is not None
-    assert partition._reader.seek(9) is None
+    assert partition.window._reader is not None
+    assert partition.window._reader.seek(9) is None
     assert broker.fetch("t", 4)[1] == [x for i in range(4, 10) for x in (b"", b"%d" % i)]
 
 
@@ -677,10 +679,10 @@ def test_a_ring_that_is_given_up_is_seen_sealed(broker: MemoryBroker) -> None:
     for _ in range(3):
         broker.produce("t", b"v")
     partition = broker.context.partitions["t", 0]
-    assert partition.memory is not None
-    reader = RingReader(partition.memory, RingIdentity("c", 0, 1, partition.topic_id, 0))
+    assert partition.window.memory is not None
+    reader = RingReader(partition.window.memory, RingIdentity("c", 0, 1, partition.topic_id, 0))
     assert not reader.sealed
-    partition.detach_ring()
+    partition.window.detach()
     assert reader.sealed
 
 
@@ -722,9 +724,9 @@ def test_an_idle_producer_is_forgotten(tmp_path: Path) -> None:
 def test_rings_are_stamped_while_the_loop_lives(broker: MemoryBroker) -> None:
     for _ in range(3):
         broker.produce("t", b"v")
-    reader = broker.context.partitions["t", 0]._reader
+    reader = broker.context.partitions["t", 0].window._reader
     assert reader is not None
-    assert broker.loop._timeout_ms() <= 250
+    assert broker.loop.timeout_ms() <= 250
     broker.clock.advance(300 * NS_PER_MS)
     broker.turn()
     assert reader.heartbeat_ns == broker.clock.monotonic_ns()
@@ -753,7 +755,7 @@ def test_one_question_by_time_too_many_in_a_turn_is_told_to_ask_again(
     log = broker.context.partitions["t", 0].log
     search = log.offset_for_time
 
-    def slow(timestamp_ns: int, end_offset: int) -> Any:
+    def slow(timestamp_ns: int, end_offset: int, enough: Any) -> Any:
         broker.clock.advance(15 * NS_PER_MS)
         return search(timestamp_ns, end_offset)
 

@@ -27,7 +27,9 @@ class Pair:
         self.clock = ManualClock(monotonic_ns=10**9)
         self.endpoint = f"ipc://{directory}/s"
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.wire = ZmqWire(self.endpoint, self.wake_fd, 1000, self.clock)
+        self.wire = ZmqWire(
+            self.endpoint, f"{self.endpoint}.peer", {}, self.wake_fd, 1000, lambda: 0, self.clock
+        )
         self.context = zmq.Context()
         self.socket = self.connect()
         self.client = self.ask()

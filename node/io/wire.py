@@ -34,6 +34,7 @@ from node import journal
 from shmlog import process
 from shmlog.clock import NS_PER_S, Clock
 from shmlog.errors import Code
+from shmlog.log.storage import Buffer
 from shmlog.protocol import header
 
 FRAME_SIZE_MAX = 16 << 20
@@ -44,6 +45,7 @@ BACKLOG_BYTES_MAX = 4 << 20
 STUCK_NS_MAX = 30 * NS_PER_S
 RETRY_MS_MAX = 100
 CUT_OFF_MAX = 4096
+COPY_BYTES_MAX = 128 << 10  # of a peer's frame; what is larger is read where libzmq has put it
 _POLLIN = int(zmq.POLLIN)
 
 
@@ -92,8 +94,8 @@ class Wire(Protocol):
         """Not any more; before it is closed."""
         ...
 
-    def receive_peer(self) -> list[bytes] | None:
-        """One message of another broker; None if there is none."""
+    def receive_peer(self) -> Sequence[Buffer] | None:
+        """One message of another broker, its header as bytes; None if there is none."""
         ...
 
     def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
@@ -198,11 +200,12 @@ class ZmqWire:
     def unwatch(self, descriptor: int) -> None:
         self._poller.unregister(descriptor)
 
-    def receive_peer(self) -> list[bytes] | None:
+    def receive_peer(self) -> Sequence[Buffer] | None:
         if not self._peer_socket.getsockopt(zmq.EVENTS) & _POLLIN:
             return None
-        frames: list[bytes] = self._peer_socket.recv_multipart(zmq.NOBLOCK)[1:]
-        return frames
+        _, head, *rest = self._peer_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        large = COPY_BYTES_MAX
+        return [head.bytes, *(f.bytes if len(f) <= large else f.buffer for f in rest)]
 
     def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
         try:

@@ -576,11 +576,17 @@ class Log:
 
         Epochs and producer states go too. Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
         """
-        start = self.log_start_offset
-        self._cut_small_files(start, EpochHistory(), Snapshot(start, {}))
+        # Were this to stop halfway, the next start must find the producers of what is still there.
+        start = min(self.log_start_offset, self.synced_end_offset)
+        try:
+            producers = self._producers_at(start).snapshot(start)
+        except NOT_A_BATCH:
+            producers = Snapshot(start, {})  # damaged: one more reason to begin anew
+        self._cut_small_files(start, EpochHistory(), producers)
         self.producers = ProducerStates()
-        self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})  # says the same
+        self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})
         self._begin_at(offset)
+        self._files.replace_producers(self._snapshot)
 
     def _place_of(self, offset: int) -> tuple[int, Place | None]:
         """The segment in which the log will end, and where in it; no place if no batch remains."""

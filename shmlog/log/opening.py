@@ -63,13 +63,13 @@ class Opened:
 
 
 def headers_from(segments: list[Segment], offset: int) -> Iterator[BatchHeader]:
-    """The headers of all batches that begin at or behind `offset`."""
+    """The headers of all batches that end behind `offset` (a log start may lie inside a batch)."""
     for segment in segments:
         if segment.end_offset <= offset:
             continue
         start = max(offset, segment.base_offset)
         for found in segment.walk(segment.index.position_for_offset(start)):
-            if found.header.base_offset >= offset:
+            if found.header.end_offset > offset:
                 yield found.header
 
 

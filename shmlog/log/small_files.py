@@ -51,6 +51,10 @@ class SmallFiles:
         checkpoint.replace(self._storage, self._checkpoint, value)
         checkpoint.replace(self._storage, self._epochs, epochs)
 
+    def replace_producers(self, snapshot: Snapshot) -> None:
+        """Both generations."""
+        checkpoint.replace(self._storage, self._producers, snapshot)
+
     def snapshot_within(self, end_offset: int) -> Snapshot | None:
         """The newest producer snapshot that ends at or below `end_offset`."""
         newest = checkpoint.read_newest(self._storage, self._producers, Snapshot)
