@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# `perf/` is measured from a checkout and is in no wheel; appended, so that the installed shmlog is what is tested.
+sys.path.append(str(Path(__file__).parents[1]))
+
 from perf import failover, timeline
 from perf.harness import ROOT
 from perf.throughput import produce
