@@ -90,7 +90,7 @@ class Standing:
         if not self._opened:
             if not metadata.is_caught_up:
                 return
-            self._opened = True
+            self._opened = self._context.knows_image = True
             self._catalog.begin()
         if not self._catalog.is_open:
             return

@@ -796,3 +796,13 @@ def test_a_partition_that_found_no_space_is_opened_when_there_is_some(broker: Me
     for _ in range(4):
         broker.turn()
     assert broker.produce("u", b"v")["error"] == 0
+
+
+def test_a_broker_that_does_not_know_the_cluster_yet_calls_no_topic_unknown(
+    broker: MemoryBroker,
+) -> None:
+    broker.context.knows_image = False  # as between the start and the quorum's first word
+    for topic in ("t", "nosuch"):
+        reply, _ = broker.fetch(topic)
+        assert (reply["error"], reply["retriable"]) == (8, True)
+    assert broker.ask({"op": "hello"})[0]["error"] == 0

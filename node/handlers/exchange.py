@@ -131,6 +131,7 @@ class Context:
     partitions: dict[tuple[str, int], Partition]
     new_topic_id: Callable[[], bytes]
     has_lease: bool = True  # may this broker ack (E7)? Looked at once a turn
+    knows_image: bool = False  # after a start: does the image hold all that was committed before?
     purgatory: Purgatory[tuple[object, str], Waiter] = field(default_factory=Purgatory)
     outbox: list[Outgoing] = field(default_factory=list)
     dirty: dict[Partition, None] = field(default_factory=dict)  # appended to in this turn

@@ -16,9 +16,24 @@ from typing import Any
 from node import journal
 from node.handlers import cluster, fetch, offsets, produce, topics
 from node.handlers.exchange import METADATA, Context, Exchange
-from shmlog.errors import Backpressure, InvalidRequest, RequestTimedOut, ServerError, ShmlogError
+from shmlog.errors import (
+    Backpressure,
+    Code,
+    InvalidRequest,
+    LeaderUnavailable,
+    RequestTimedOut,
+    ServerError,
+    ShmlogError,
+)
 from shmlog.protocol import header
-from shmlog.protocol.messages import FRAMES_MAX, OPERATION_NAMES, OPERATIONS, Envelope, Request
+from shmlog.protocol.messages import (
+    FRAMES_MAX,
+    OPERATION_NAMES,
+    OPERATIONS,
+    Envelope,
+    Hello,
+    Request,
+)
 
 RETRY_AFTER_MS = 20
 
@@ -128,6 +143,15 @@ def _admit(context: Context, exchange: Exchange) -> None:
 
 def handle(context: Context, exchange: Exchange, request: Request, frames: list[bytes]) -> None:
     """Run a request's handler, now or once the image is new enough."""
+    if not context.knows_image and not isinstance(request, Hello):
+        # After a start the image is behind: it must not say that a topic is unknown, or was deleted.
+        exchange.fail(
+            LeaderUnavailable(
+                "this broker has just started and does not know the cluster yet",
+                code=Code.BROKER_NOT_AVAILABLE,
+            )
+        )
+        return
     if request.min_metadata > context.metadata.image.offset:
         waiter = _MetadataWait(context, exchange, request, frames)
         threshold = (("image", METADATA), request.min_metadata)
