@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.catalog import Catalog
+from node.core.cluster.topics import REPLICAS_MAX
 from node.handlers import table
 from node.handlers.exchange import Context, Identity
 from node.handlers.peers import PeerHandler, sender
@@ -24,6 +25,7 @@ from node.metadata import Metadata, Voting
 from node.rings import Rings
 from node.standing import Standing
 from shmlog.clock import Clock
+from shmlog.log.log import OPEN_FILES_MAX
 from shmlog.log.storage import Storage
 from shmlog.protocol import peers
 from shmlog.settings import ClusterConfig
@@ -54,6 +56,7 @@ class Start:
     clean: bool
     settings: ClusterConfig
     topic_defaults: Mapping[str, Any]
+    files_max: int = 1 << 20  # descriptors that the logs may have
 
 
 class Node:
@@ -75,6 +78,7 @@ class Node:
             send=send,
             same_boot=start.same_boot,
             clean=start.clean,
+            replicas_max=min(REPLICAS_MAX, max(1, start.files_max // OPEN_FILES_MAX)),
         )
         self.metadata.check_cluster()
         self.context = Context(
@@ -104,6 +108,7 @@ class Node:
             lambda broker, incarnation: not liveness.is_dead(broker, incarnation),
             same_boot=start.same_boot,
             clean=start.clean,
+            files_max=start.files_max,
         )
         registration = peers.RegisterBroker(
             id=voting.broker,

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from node import journal, uptime
 from node.assembly import Node, Ports, Start
+from node.core.cluster.topics import REPLICAS_MAX
 from node.io.liveness import OsKernel
 from node.io.wire import ZmqWire
-from node.io.workers import ThreadWorkers, is_no_space
+from node.io.workers import Lane, ThreadWorkers, is_no_space
 from node.metadata import Voting
 from node.rings import Rings, default_budget
 from shmlog import directory, process, registry
@@ -47,6 +48,7 @@ class Broker:
         self._data_dir = cluster.data_dirs[broker]
         endpoint = f"ipc://{directory.client_socket(path, broker)}"
         self._data_lock = registry.lock_data_dir(self._data_dir)
+        descriptors = process.raise_descriptor_limit()
         storage = OsStorage()
         # A start writes some small files before anything can be served or deleted: on a full disk they take
         # the room that was kept for them.
@@ -59,11 +61,8 @@ class Broker:
         incarnation = registry.next_incarnation(self._data_dir)
         directory.unlink_memory_of_dead(cluster, broker)
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
-        # Not clean from here on; but until recovery is done the logs are as the last boot left them.
-        last_boot_id = "" if last is None else last.boot_id
-        if incarnation == 1:
-            last_boot_id = boot_id  # nothing was here before
-        uptime.write(self._data_dir, uptime.Uptime(incarnation, last_boot_id, clean=False))
+        self._last_uptime, self._is_recovered = last, False
+        uptime.write(self._data_dir, uptime.at_start(last, incarnation, boot_id))
         self._workers = ThreadWorkers()
         peer_endpoints = {b: f"ipc://{directory.peer_socket(path, b)}" for b in cluster.brokers}
         peer_endpoint = peer_endpoints.pop(broker)
@@ -72,7 +71,9 @@ class Broker:
             peer_endpoint,
             peer_endpoints,
             self._workers.fileno(),
-            process.raise_descriptor_limit(),
+            descriptors,
+            self._log_files,
+            clock,
         )
         budget = cluster.settings.ring_budget_bytes
         if budget < 0:
@@ -95,12 +96,19 @@ class Broker:
             clean=clean,
             settings=cluster.settings,
             topic_defaults=cluster.topic_defaults,
+            files_max=descriptors * 3 // 4,  # the rest is for connections
         )
         voting = Voting(
             cluster.cluster, broker, incarnation, boot_id, cluster.brokers, cluster.voters
         )
         self._node = Node(voting, start, ports, self._publish)
         self._loop = self._node.loop
+        if self._node.metadata.replicas_max < REPLICAS_MAX:
+            journal.warning(
+                "few descriptors",
+                limit=descriptors,
+                partitions_max=self._node.metadata.replicas_max,
+            )
         self._storage, self._reserve = storage, reserve
         self._registration = registry.Registration(directory.registry_file(path, broker))
         self._entry = directory.BrokerEntry(
@@ -113,6 +121,10 @@ class Broker:
             started=clock.wall_ns(),
         )
         self._clean_before = clean
+
+    def _log_files(self) -> int:
+        partitions = self._node.context.partitions.values()
+        return self._node.metadata.log.open_files + sum(p.log.open_files for p in partitions)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises OSError: a write or sync failed, the broker must end."""
@@ -128,7 +140,9 @@ class Broker:
     def _publish(self) -> None:
         """This incarnation is registered, its logs are recovered."""
         _keep_reserve(self._storage, self._reserve)
-        uptime.write(self._data_dir, self._uptime)
+        if self._node.catalog.is_complete:
+            uptime.write(self._data_dir, self._uptime)
+            self._is_recovered = True
         self._registration.publish(self._entry)
         journal.event(
             "ready",
@@ -143,16 +157,26 @@ class Broker:
         self._workers.wake()  # the poll goes on after a handler (PEP 475): give it something to see
 
     def _stop(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            # A second one would wake a loop that has ended, by a descriptor that may be a file's by then.
+            signal.signal(signum, signal.SIG_IGN)
         self._wire.close()
         for completion in self._workers.close():
-            if completion.error is not None and not is_no_space(completion.error):
+            forgiven = completion.lane is Lane.FILES and is_no_space(completion.error)
+            if forgiven:
+                completion.done(None, completion.error)
+            elif completion.error is not None:
                 raise completion.error
+        recovered = self._is_recovered or (
+            self._node.standing.is_registered and self._node.catalog.is_complete
+        )
         self._node.catalog.close_all()
         self._node.metadata.close()
-        uptime.write(
-            self._data_dir,
-            uptime.Uptime(self._uptime.incarnation, self._uptime.boot_id, clean=True),
+        this = self._uptime
+        stopped = uptime.after_stop(
+            self._last_uptime, this.incarnation, this.boot_id, recovered=recovered
         )
+        uptime.write(self._data_dir, stopped)
         turns = self._loop.statistics
         journal.event(
             "turns",

@@ -33,10 +33,11 @@ from node.replication import Replication
 from node.rings import Rings
 from node.upkeep import Upkeep
 from shmlog.clock import NS_PER_MS, NS_PER_S
-from shmlog.errors import Code, ShmlogError
+from shmlog.errors import Code, InvalidConfig, ShmlogError
 from shmlog.ids import TopicPartition
+from shmlog.log import opened as marks
 from shmlog.log import paths
-from shmlog.log.jobs import Job
+from shmlog.log.jobs import CheckpointJob
 from shmlog.log.log import Log, move_to_deleted
 from shmlog.log.storage import Storage
 from shmlog.protocol import peers
@@ -67,6 +68,7 @@ class Catalog:
         *,
         same_boot: bool,
         clean: bool,
+        files_max: int,
     ) -> None:
         self._context = context
         self._storage = storage
@@ -76,6 +78,7 @@ class Catalog:
         self._is_alive = is_alive
         self._same_boot = same_boot
         self._clean = clean
+        self._files_max = files_max
         self._lag_time_ns = context.settings.replica_lag_time_max * NS_PER_MS
         self.replication = Replication(
             context.clock, send, self.find, self._settled_by_report, self._grown, self._cut
@@ -89,6 +92,7 @@ class Catalog:
         self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
         self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
+        self._has_begun = False
 
     # -- following the image --------------------------------------------------------------------------
 
@@ -97,14 +101,32 @@ class Catalog:
         """Are all hosted partitions of the image open?"""
         return not self._busy
 
+    @property
+    def is_complete(self) -> bool:
+        """Have all logs that were here at the start been opened? Else only the next start can say how they are."""
+        return self._has_begun and not self._busy and not self._unopened
+
     def begin(self) -> None:
         """At the start, once the image is known: open what is hosted, set strays aside."""
         image = self._context.metadata.image
+        hosted = [
+            paths.partition_dir(topic.name, state.partition)
+            for topic in image.topics.values()
+            for state in topic.partitions
+            if self._hosts(state)
+        ]
+        if len(hosted) > self._files_max:
+            raise InvalidConfig(
+                f"{len(hosted)} partitions, and their logs may have {self._files_max} open files: raise the limit "
+                "(ulimit -n)"
+            )
+        mine = {*hosted, paths.partition_dir(paths.METADATA_TOPIC, 0)}
+        marks.keep_only(self._storage, self._data_dir, mine)
         self._set_strays_aside(image)
         for topic in image.topics.values():
             self._follow_topic(topic, lane=Lane.OPEN)
         # From here on every log that is opened is a new one.
-        self._clean = self._same_boot = True
+        self._clean = self._same_boot = self._has_begun = True
 
     def follow(self, old: Image, new: Image) -> None:
         """The image has changed: open what is new, close what is gone, take on roles, settings, log starts."""
@@ -165,7 +187,11 @@ class Catalog:
             replicated=len(state.replicas) > 1,
         )
         if topic.config.durability == "os" and log.level == "disk":
-            log.set_level("os").run()  # before anything is counted by it
+            try:
+                log.set_level("os").run()  # before anything is counted by it
+            except BaseException:
+                log.close_files()
+                raise
         return log
 
     def _opened(
@@ -228,7 +254,8 @@ class Catalog:
             self.replication.follow(partition)
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start and not partition.cutting:
-            self._trim(partition, start)
+            partition.trim(start)
+            self.upkeep.trimmed(partition)
 
     def _count(self, partition: Partition) -> None:
         """6.7: the durability by which ends are counted follows the topic's, but never ahead of the log's level."""
@@ -240,28 +267,41 @@ class Catalog:
             self.upkeep.written(partition)
             return
 
-        def written(_: object, error: BaseException | None) -> None:
-            if error is not None:
-                raise error
+        def written() -> None:
             if partition.config.durability == "os":
                 partition.counted_by = "os"
                 if partition.leader is not None and partition.confirmed():
                     self.settled(partition)
 
-        self._workers.submit(Lane.FILES, log.set_level("os").run, written)
+        self._write_down(partition, log.set_level("os"), written)
+
+    def _write_down(
+        self, partition: Partition, job: CheckpointJob, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """A checkpoint out of turn. Without space for it, the next one writes what it had to write."""
+
+        def written(_: object, error: BaseException | None) -> None:
+            if error is None:
+                then()
+                return
+            _raise_error(_, error)
+            if self._context.partitions.get(partition.name) is partition and not partition.cutting:
+                partition.log.checkpoint_failed(job)
+                self.upkeep.written(partition)
+
+        self._workers.submit(Lane.FILES, job.run, written)
 
     def _raise_level(self, partition: Partition) -> None:
         log = partition.log
         behind = partition.counted_by == "disk" and log.level == "os"
         if behind and not partition.cutting and log.synced_end_offset == log.log_end_offset:
-            self._workers.submit(Lane.FILES, log.set_level("disk").run, _raise_error)
+            self._write_down(partition, log.set_level("disk"))
 
     def registered(self) -> None:
         """The cluster has taken note of replicas that were lossy at the start."""
         for partition in self._context.partitions.values():
             if partition.log.recovery.lossy:
-                job = partition.log.forget_lossy()
-                self._workers.submit(Lane.FILES, job.run, _raise_error)
+                self._write_down(partition, partition.log.forget_lossy())
 
     def _apply_leader(self, partition: Partition) -> None:
         state = partition.state
@@ -442,11 +482,6 @@ class Catalog:
 
     # -- closing --------------------------------------------------------------------------------------
 
-    def _trim(self, partition: Partition, log_start: int) -> None:
-        jobs = partition.trim(log_start)
-        self._workers.submit(Lane.FILES, partial(_run_all, jobs), _raise_error)
-        self.upkeep.trimmed(partition)
-
     def retry_opening(self) -> None:
         """Try again to open what found no space."""
         for topic_id in list(self._unopened):
@@ -626,9 +661,3 @@ def _raise_error(_: object, error: BaseException | None) -> None:
         journal.warning("no space for a change of files", reason=str(error))
     elif error is not None:
         raise error
-
-
-def _run_all(jobs: list[Job]) -> None:
-    """One behind the other: if the log start cannot be written, nothing is unlinked."""
-    for job in jobs:
-        job.run()

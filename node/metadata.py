@@ -35,6 +35,7 @@ from node.core.cluster.image import (
     decode_record,
     encode_record,
 )
+from node.core.cluster.topics import REPLICAS_MAX
 from node.core.raft.raft import Entry, HardState, Raft, Role, Store
 from node.io.workers import Lane, Workers, is_no_space
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
@@ -46,13 +47,14 @@ from shmlog.errors import (
     LeaderUnavailable,
     NotLeader,
     RequestTimedOut,
+    ServerError,
     ShmlogError,
     from_wire,
 )
 from shmlog.log import checkpoint, paths
 from shmlog.log.log import Log
 from shmlog.log.received import check_replica_batches
-from shmlog.log.storage import Storage
+from shmlog.log.storage import Buffer, Storage
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import build, stamp
@@ -146,8 +148,10 @@ class Metadata:
         send: Send,
         same_boot: bool,
         clean: bool,
+        replicas_max: int = REPLICAS_MAX,
     ) -> None:
         self.voting = voting
+        self.replicas_max = replicas_max  # of one broker, as the descriptors allow
         self.image = Image(topic_defaults=dict(topic_defaults))
         self.log = open_log(
             storage,
@@ -198,6 +202,10 @@ class Metadata:
     def _read_quorum(self) -> HardState:
         """Term and vote. Where they are damaged, or the log has lost what was synced, this voter abstains."""
         exists = self._storage.exists(self._quorum_file)
+        if exists:
+            # Its writer may have been killed before the name was synced: what is promised by it now would be
+            # forgotten in a power cut (I12).
+            self._storage.sync_dir(self._quorum_file.rpartition("/")[0])
         # Not the generation before: it would vote twice.
         quorum = checkpoint.read_newest(self._storage, self._quorum_file, Quorum)
         damaged = quorum is None and (exists or self.log.log_end_offset > 0)
@@ -255,7 +263,7 @@ class Metadata:
             return self.controller is not None
         return self.raft.leader is not None and self.image.offset >= self._leader_commit > 0
 
-    def receive(self, message: peers.PeerMessage, frames: Sequence[bytes], now_ns: int) -> None:
+    def receive(self, message: peers.PeerMessage, frames: Sequence[Buffer], now_ns: int) -> None:
         """A message of Raft, or about a change. Raises CorruptMessage: nothing has changed."""
         if not self._is_newest(message.broker, message.incarnation, now_ns):
             return
@@ -275,7 +283,7 @@ class Metadata:
                 self.raft.peer_back(broker, now_ns)
         return incarnation >= newest
 
-    def _step(self, message: Any, frames: Sequence[bytes], now_ns: int) -> None:
+    def _step(self, message: Any, frames: Sequence[Buffer], now_ns: int) -> None:
         entries: list[Entry] = []
         if isinstance(message, peers.AppendRequest):
             entries = _entries(frames, message.prev_offset)
@@ -323,10 +331,15 @@ class Metadata:
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
         due: list[int | None] = [self.raft.next_deadline_ns]
-        if self.controller is not None:
+        if self.controller is not None and self._may_plan:
             due.append(self.controller.next_deadline_ns(self.image))
         due += [waiting.deadline_ns for waiting in (*self._waiting, *self._asked.values())]
         return min((at for at in due if at is not None), default=None)
+
+    @property
+    def _may_plan(self) -> bool:
+        """The next go begins when the last one is committed; until then the controller has no deadlines."""
+        return self.raft.commit_offset == self.log.log_end_offset
 
     # -- Raft's intentions ----------------------------------------------------------------------------
 
@@ -435,7 +448,7 @@ class Metadata:
         def written(_: object, error: BaseException | None) -> None:
             self._checkpointing = False
             if is_no_space(error):
-                self.log.forget_checkpoint()  # the next change tries again
+                self.log.checkpoint_failed(job)  # the next change tries again
             elif error is not None:
                 raise error
             elif self.image.offset > offset:
@@ -459,7 +472,7 @@ class Metadata:
             and self.image.offset >= raft.commit_offset
         ):
             self._become_controller(now_ns)
-        if self.controller is not None and raft.commit_offset == self.log.log_end_offset:
+        if self.controller is not None and self._may_plan:
             self._plan(self.controller, now_ns)
 
     def _become_controller(self, now_ns: int) -> None:
@@ -473,6 +486,7 @@ class Metadata:
             now_ns,
             boot_id=voting.boot_id,
             last_heard=self._heard,
+            replicas_max=self.replicas_max,
         )
         for broker, incarnation in self._deaths.items():
             self.controller.died(broker, incarnation, now_ns)
@@ -487,7 +501,7 @@ class Metadata:
         for _ in range(min(len(self._waiting), CHANGES_MAX)):
             waiting = self._waiting.popleft()
             try:
-                records = controller.plan(tip, waiting.change, now_ns)
+                records = _planned(controller, tip, waiting.change, now_ns)
                 if records:
                     tip = self._append_on(tip, records, now_ns)
             except ShmlogError as error:
@@ -592,6 +606,17 @@ class Metadata:
         self.log.close(self.image.offset)
 
 
+def _planned(controller: Controller, tip: Image, change: peers.Change, now_ns: int) -> list[Record]:
+    """A bug in a plan is answered -1: nothing has been changed, and the next controller has it too."""
+    try:
+        return controller.plan(tip, change, now_ns)
+    except (ShmlogError, AssertionError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a plan touches nothing
+        journal.failure("change could not be planned", error)
+        raise ServerError("internal error: the broker's log has the details") from None
+
+
 def _fate_unknown() -> ShmlogError:
     return LeaderUnavailable(
         "the controller changed meanwhile; the change may have been made",
@@ -599,7 +624,7 @@ def _fate_unknown() -> ShmlogError:
     )
 
 
-def _entries(frames: Sequence[bytes], prev_offset: int) -> list[Entry]:
+def _entries(frames: Sequence[Buffer], prev_offset: int) -> list[Entry]:
     """The batches of an AppendRequest's frame, checked. Raises CorruptMessage."""
     entries = []
     for frame in frames:

@@ -46,10 +46,10 @@ from shmlog.errors import (
     UnsupportedCompression,
 )
 from shmlog.ids import TopicPartition
-from shmlog.log.jobs import Job
 from shmlog.log.log import Log
 from shmlog.log.producers import Undo
 from shmlog.log.received import check_replica_batches
+from shmlog.log.storage import Buffer
 from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
@@ -229,7 +229,7 @@ class Partition:
             raise UnsupportedCompression(
                 f"{self.name}: this broker cannot open {codec}: pip install 'shmlog[compression]' there"
             )
-        batches.check_body_crc(frame, header)
+        batches.check_content(frame, header)
         config = self.config
         if header.batch_size > config.max_message_bytes:
             raise RecordTooLarge(
@@ -391,7 +391,7 @@ class Partition:
             self.follower.truncated()
         self._high_watermark = min(self._high_watermark, self.log.log_end_offset)
 
-    def append_replica(self, frame: bytes) -> None:
+    def append_replica(self, frame: Buffer) -> None:
         """Append a leader's batches as they are.
 
         Raises: CorruptMessage: nothing was appended. DiskFull: nothing either.
@@ -416,7 +416,7 @@ class Partition:
         if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
             raise OffsetOutOfRange(
                 f"{self.name}: offset {offset} is out of range, the log holds "
-                f"{self.log.log_start_offset} to {self.high_watermark}",
+                f"{self.log.log_start_offset} up to, not including, {self.high_watermark}",
                 log_start=self.log.log_start_offset,
                 high_watermark=self.high_watermark,
             )
@@ -455,9 +455,9 @@ class Partition:
             journal.warning("damage", partition=str(self.name), reason=str(error))
             raise
 
-    def trim(self, offset: int) -> list[Job]:
-        """Raise the log start (delete-records). Returns the file jobs to run."""
-        jobs = self.log.set_log_start(offset)
+    def trim(self, offset: int) -> None:
+        """Raise the log start (delete-records); the next checkpoint removes files."""
+        self.log.set_log_start(offset)
         # All of the ring: what is left of the log is in the files, and readers come back by themselves.
         self.window.drop()
         if self.leader is not None:
@@ -466,4 +466,3 @@ class Partition:
             self.follower.trimmed(offset)
         else:
             self._high_watermark = max(self._high_watermark, offset)
-        return jobs

@@ -22,12 +22,15 @@ from node.metadata import Send
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS, Clock
 from shmlog.errors import Code, CorruptLog, CorruptMessage, DiskFull
+from shmlog.log.storage import Buffer
 from shmlog.protocol import peers
 
 RESEND_NS = 1000 * NS_PER_MS
 FETCH_WAIT_MS = 500
 PAUSE_NS = 20 * NS_PER_MS  # before an error that does not pass at once is met again
 NO_SPACE_PAUSE_NS = 1000 * NS_PER_MS
+PARTITION_BYTES_MAX = 1 << 20
+READ_BYTES_MAX, READS_MAX = 4 << 20, 256  # that are kept for the other followers
 
 Key = tuple[bytes, int]
 
@@ -79,7 +82,10 @@ class Replication:
         self._pulls: dict[int, _Pull] = {}
         self._of: dict[Key, int] = {}  # whom a followed partition is pulled from
         self._parked: dict[int, _Parked] = {}
-        self._read: dict[tuple[Key, int], bytes] = {}  # of this turn: two followers read the same
+        # Read lately, by (partition, leader epoch, position): the other follower reads the same. A leader's log is
+        # never cut while it leads, so within an epoch what was read stays true.
+        self._read: dict[tuple[Key, int, int], bytes] = {}
+        self._read_bytes = 0
 
     # -- which partitions -----------------------------------------------------------------------------
 
@@ -150,7 +156,6 @@ class Replication:
             if parked.ready or late:
                 parked.ready = False
                 self._serve(broker, parked, late=late)
-        self._read.clear()
 
     def turn(self, now_ns: int) -> None:
         """Send the questions and fetches that are due."""
@@ -263,7 +268,7 @@ class Replication:
                 )
 
     def handle_fetched(
-        self, message: peers.ReplicaFetched, frames: Sequence[bytes], now_ns: int
+        self, message: peers.ReplicaFetched, frames: Sequence[Buffer], now_ns: int
     ) -> None:
         """Batches of a leader, appended byte for byte."""
         pull = self._pulls.get(message.broker)
@@ -287,7 +292,7 @@ class Replication:
         key: Key,
         partition: Partition,
         entry: peers.FetchedPartition,
-        frame: bytes,
+        frame: Buffer,
         now_ns: int,
     ) -> None:
         follower = partition.follower
@@ -366,6 +371,8 @@ class Replication:
                 room -= len(data)
             if data or entry.error or late:
                 entries.append(entry)
+        if late:
+            self._forget_reads()  # nobody follows closely: nothing to share
         if frames or late or any(entry.error for entry in entries):
             del self._parked[broker]
             self._send(broker, peers.ReplicaFetched(seq=fetch.seq, partitions=entries), frames)
@@ -395,16 +402,27 @@ class Replication:
     def _read_for(
         self, partition: Partition, key: Key, position: int, room: int, first: bool
     ) -> tuple[int, bytes]:
-        data = self._read.get((key, position))
+        place = (key, partition.leader_epoch, position)
+        data = self._read.get(place)
         if data is None:
             try:
                 data = partition.read_for_replica(position, PARTITION_BYTES_MAX)
             except CorruptLog:
                 return int(Code.STORAGE_ERROR), b""
-            self._read[key, position] = data
+            self._remember(place, data)
         if len(data) > room and not first:
             return 0, b""
         return 0, data
+
+    def _remember(self, place: tuple[Key, int, int], data: bytes) -> None:
+        self._read[place] = data
+        self._read_bytes += len(data)
+        while self._read_bytes > READ_BYTES_MAX or len(self._read) > READS_MAX:
+            self._read_bytes -= len(self._read.pop(next(iter(self._read))))
+
+    def _forget_reads(self) -> None:
+        self._read.clear()
+        self._read_bytes = 0
 
     def handle_question(self, question: peers.EpochQuestion) -> None:
         """A follower asks for epoch histories."""
@@ -430,9 +448,6 @@ class Replication:
             )
         answer = peers.EpochAnswer(seq=question.seq, partitions=entries)
         self._send(question.broker, answer, ())
-
-
-PARTITION_BYTES_MAX = 1 << 20
 
 
 def _epoch_error(asked: int, current: int) -> int:

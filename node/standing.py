@@ -90,7 +90,7 @@ class Standing:
         if not self._opened:
             if not metadata.is_caught_up:
                 return
-            self._opened = True
+            self._opened = self._context.knows_image = True
             self._catalog.begin()
         if not self._catalog.is_open:
             return
@@ -102,7 +102,7 @@ class Standing:
 
     def next_deadline_ns(self) -> int | None:
         """When `turn` has something to do though nothing comes."""
-        due = [move.deadline_ns for move in self._moves.values()]
+        due = [move.deadline_ns for move in self._moves.values() if not move.proposed]
         due += [at_ns for at_ns in (self._retry_ns, self._publish_ns) if at_ns]
         if self._leaving_since_ns is not None:
             due.append(self._leaving_since_ns + LEAVE_NS)

@@ -123,6 +123,7 @@ class Supervisor:
                 socket.maxmsgsize = HEADER_SIZE_MAX
                 socket.bind(self._endpoint)
                 self._asker = Asker(self.path, context)
+                directory.supervisor_socket(self.path).chmod(0o600)
                 self._emit({"event": "started", "pid": os.getpid(), "directory": str(self.path)})
                 try:
                     self._loop(socket)

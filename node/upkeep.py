@@ -51,8 +51,8 @@ class Upkeep:
             self._allocate(partition)
 
     def trimmed(self, partition: Partition) -> None:
-        """The partition's log start has moved: soon a checkpoint."""
-        self._checkpoint_due.setdefault(partition, self._clock.monotonic_ns())
+        """The partition's log start has moved: a checkpoint at once."""
+        self._checkpoint_due[partition] = self._clock.monotonic_ns()
 
     def forget(self, partition: Partition) -> None:
         """The partition is closed."""
@@ -92,6 +92,8 @@ class Upkeep:
         if error is not None:
             raise error
         partition.log.finish_sync(job)
+        if not partition.cutting and partition.log.trim_waits:
+            self.trimmed(partition)
         self._ended(partition)
 
     def _allocate(self, partition: Partition) -> None:
@@ -122,15 +124,17 @@ class Upkeep:
         if job is None:
             return
         self._checkpointing.add(partition)
-        self._workers.submit(Lane.FILES, job.run, partial(self._checkpointed, partition))
+        self._workers.submit(Lane.FILES, job.run, partial(self._checkpointed, partition, job))
 
-    def _checkpointed(self, partition: Partition, _: object, error: BaseException | None) -> None:
+    def _checkpointed(
+        self, partition: Partition, job: Any, _: object, error: BaseException | None
+    ) -> None:
         forgotten = partition not in self._checkpointing
         self._checkpointing.discard(partition)
         if is_no_space(error):
             journal.warning("no space for a checkpoint", partition=str(partition.name))
-            partition.log.forget_checkpoint()
-            if not forgotten:
+            if not forgotten:  # else it is closed, or being cut, and the cut writes its own
+                partition.log.checkpoint_failed(job)
                 later_ns = self._clock.monotonic_ns() + CHECKPOINT_INTERVAL_NS
                 self._checkpoint_due[partition] = later_ns
         elif error is not None:

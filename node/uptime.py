@@ -3,6 +3,9 @@
 `uptime.json` is written durably at each start, with `clean` false, before anything is appended, and again at
 the end of a clean stop, after everything is synced. So `clean` implies that all was flushed, and another boot
 id means that what was not synced may be gone.
+
+Both are evidence about the logs (SEMANTICS 6.7), so they are replaced only once the logs were judged by them: until
+recovery is done and registered, the file says of the last uptime what it said before.
 """
 
 from __future__ import annotations
@@ -26,6 +29,21 @@ def read(data_dir: Path) -> Uptime | None:
         return msgspec.json.decode((data_dir / "uptime.json").read_bytes(), type=Uptime)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def at_start(last: Uptime | None, incarnation: int, boot_id: str) -> Uptime:
+    """What to write before anything is opened: not clean, and the logs are as the last boot left them."""
+    if incarnation == 1:
+        return Uptime(incarnation, boot_id, clean=False)  # nothing was here before
+    return Uptime(incarnation, "" if last is None else last.boot_id, clean=False)
+
+
+def after_stop(last: Uptime | None, incarnation: int, boot_id: str, *, recovered: bool) -> Uptime:
+    """What to write once all is synced and closed. Logs that were never opened are no cleaner than before."""
+    if recovered:
+        return Uptime(incarnation, boot_id, clean=True)
+    before = at_start(last, incarnation, boot_id)
+    return Uptime(incarnation, before.boot_id, clean=last is not None and last.clean)
 
 
 def write(data_dir: Path, uptime: Uptime) -> None:

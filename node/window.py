@@ -112,6 +112,10 @@ class Window:
                 if end > start and at + header.batch_size - start > max_bytes:
                     break
                 end = at + header.batch_size
+        if start == 0 and end == len(view):
+            return (
+                chunk.data
+            )  # as a follower reads it: from its end to the newest batch, copied once
         return bytes(view[start:end]) if end > start >= 0 else b""
 
     def _position(self, offset: int) -> int | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
 import sys
+import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
 from perf.histogram import Histogram
+from perf.writers import write_bare, write_python
 from shmlog import process
 from shmlog.client.consumer import Consumer
 from shmlog.client.producer import Producer
@@ -34,7 +37,13 @@ def _values(count: int, size: int) -> list[bytes]:
 
 
 def produce(
-    where: str, topic: str, count: int, size: int, api: str, options: dict[str, Any]
+    where: str,
+    topic: str,
+    count: int,
+    size: int,
+    api: str,
+    options: dict[str, Any],
+    partition: int = 0,
 ) -> None:
     """As many records as possible: by `send_many` in slices of 10,000, one by one, or as arrays."""
     slice_count = 10_000
@@ -42,7 +51,7 @@ def produce(
     array = np.frombuffer(b"".join(values), f"V{size}")
     with Producer(where=where, **options) as producer:
         for _ in range(3):
-            producer.send_many(topic, values)
+            producer.send_many(topic, values, partition=partition)
         producer.flush()
         _say(ready=True)
         _wait_for_go()
@@ -50,9 +59,9 @@ def produce(
         began = time.monotonic_ns()
         for _ in range(count // slice_count):
             if api == "send_many":
-                producer.send_many(topic, values)
+                producer.send_many(topic, values, partition=partition)
             elif api == "send_array":
-                producer.send_array(topic, array)
+                producer.send_array(topic, array, partition=partition)
             else:
                 send = producer.send
                 for value in values:
@@ -92,10 +101,17 @@ def consume(where: str, topic: str, count: int, ring: bool, view: str, follow: b
     )
 
 
-def verify(where: str, topic: str, count: int, slice_count: int) -> None:
+def verify(where: str, topic: str, count: int, slice_count: int, partition: int = 0) -> None:
     """Read everything back by fetch: every number once, in order."""
     seen = 0
-    with Consumer(topic, where=where, start="earliest", stop="latest", ring=False) as consumer:
+    with Consumer(
+        topic,
+        where=where,
+        partitions=[partition],
+        start="earliest",
+        stop="latest",
+        ring=False,
+    ) as consumer:
         for batch in consumer.batches():
             firsts = [int.from_bytes(value[:8], "little") for value in batch.values]
             expected = [(batch.base_offset + i) % slice_count for i in range(len(firsts))]
@@ -159,7 +175,28 @@ def receive(where: str, topic: str, count: int, ring: bool, skip: int) -> None:
     _say(ok=expected == count, latency_us=histogram.summary_us())
 
 
-_TASKS = {f.__name__: f for f in (produce, consume, verify, generate, receive)}
+def press(where: str, size: int) -> None:
+    """Overwrite one file from end to end, again and again, until told to stop; `slow`: writes of over 5 ms."""
+    piece = os.urandom(1 << 20)
+    places = max(1, size // len(piece))
+    with tempfile.TemporaryFile(dir=where) as file:
+        _say(ready=True)
+        _wait_for_go()
+        began = time.monotonic()
+        written = slow = 0
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            before = time.monotonic()
+            os.pwrite(file.fileno(), piece, written % places * len(piece))
+            slow += time.monotonic() - before > 0.005
+            written += 1
+        seconds = time.monotonic() - began
+    _say(bytes=written * len(piece), seconds=seconds, slow=slow)
+
+
+_TASKS: dict[str, Any] = {
+    f.__name__: f
+    for f in (produce, consume, verify, generate, receive, press, write_python, write_bare)
+}
 
 if __name__ == "__main__":
     _TASKS[sys.argv[1]](**json.loads(sys.stdin.readline()))

@@ -37,6 +37,7 @@ from shmlog.settings import (
     TopicConfig,
     check_all,
     did_you_mean,
+    shown,
 )
 
 FORMAT = 1
@@ -217,7 +218,10 @@ def open_cluster(path: Path, brokers: int | None = None) -> ClusterFile:
     Raises: InvalidConfig: as `create_cluster` and `load_cluster`, or another number of brokers.
     """
     if not cluster_file(path).exists():
-        return create_cluster(path, 1 if brokers is None else brokers)
+        try:
+            return create_cluster(path, 1 if brokers is None else brokers)
+        except OSError as error:
+            raise InvalidConfig(f"no cluster can be made in {path}: {error.strerror}") from None
     cluster = load_cluster(path)
     if brokers is not None and brokers != len(cluster.brokers):
         raise InvalidConfig(
@@ -246,7 +250,7 @@ def load_cluster(path: Path) -> ClusterFile:
     _check_private(path)
     try:
         cluster = _checked(path, tomllib.loads(content.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
+    except (ValueError, RecursionError, InvalidConfig) as error:  # not UTF-8, not TOML, or absurd
         raise InvalidConfig(f"{file}: {error}") from None
     for place in cluster.data_dirs.values():
         if place.exists():
@@ -277,14 +281,14 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
         if key not in _KEYS:
             raise InvalidConfig(f"unknown key {key!r}{did_you_mean(key, _KEYS)}")
     if toml.get("format") != FORMAT:
-        raise InvalidConfig(f"format {toml.get('format')!r}: this version reads {FORMAT}")
+        raise InvalidConfig(f"format {shown(toml.get('format'))}: this version reads {FORMAT}")
     cluster, brokers = toml.get("cluster"), toml.get("brokers")
     if not (isinstance(cluster, str) and cluster.isalnum() and cluster.isascii()):
-        raise InvalidConfig(f"cluster = {cluster!r}: must be letters and digits")
+        raise InvalidConfig(f"cluster = {shown(cluster)}: must be letters and digits")
     brokers = _ids("brokers", brokers)
     voters = _ids("voters", toml.get("voters", default_voters(brokers)))
     if len(voters) not in (1, 3, 5) or not set(voters) <= set(brokers):
-        raise InvalidConfig(f"voters = {voters}: must be 1, 3 or 5 of the brokers {brokers}")
+        raise InvalidConfig(f"voters = {shown(voters)}: must be 1, 3 or 5 of the brokers {brokers}")
     data_dirs = _data_dirs(path, brokers, toml.get("broker", {}))
     topic_defaults, settings = toml.get("topic", {}), toml.get("settings", {})
     if not (isinstance(topic_defaults, dict) and isinstance(settings, dict)):
@@ -299,9 +303,9 @@ def _checked(path: Path, toml: dict[str, Any]) -> ClusterFile:
 
 def _ids(key: str, value: Any) -> list[int]:
     if not (isinstance(value, list) and all(type(b) is int and b >= 0 for b in value)):
-        raise InvalidConfig(f"{key} = {value!r}: must be a list of whole numbers from 0")
+        raise InvalidConfig(f"{key} = {shown(value)}: must be a list of whole numbers from 0")
     if not value or len(set(value)) < len(value):
-        raise InvalidConfig(f"{key} = {value!r}: must be at least one, each once")
+        raise InvalidConfig(f"{key} = {shown(value)}: must be at least one, each once")
     return value
 
 

@@ -92,8 +92,9 @@ class ShmlogError(Exception):
 
     @property
     def hint(self) -> str:
-        """What to do next, in one sentence."""
-        return TABLE[self.code].hint
+        """What to do next, in one sentence; empty where the message says all there is to say."""
+        hint: str = self.facts.get("hint", TABLE[self.code].hint)
+        return hint
 
     @property
     def exit_status(self) -> int:
@@ -342,7 +343,7 @@ TABLE: dict[Code, Entry] = {
     Code.FENCED_LEADER_EPOCH: Entry(NotLeader, 5, "refresh the metadata"),
     Code.UNKNOWN_LEADER_EPOCH: Entry(NotLeader, 5, "wait for the broker's metadata"),
     Code.UNSUPPORTED_COMPRESSION_TYPE: Entry(
-        UnsupportedCompression, 1, "pip install 'shmlog[compression]'"
+        UnsupportedCompression, 1, "use a codec that both sides have"
     ),
     Code.STALE_BROKER_EPOCH: Entry(Outdated, 1, "brokers only: register again"),
     Code.OFFSET_NOT_AVAILABLE: Entry(

@@ -33,6 +33,7 @@ from shmlog import clock, process
 from shmlog.errors import InvalidConfig
 
 _MEMORY_NAME = re.compile(r"/sl[A-Za-z0-9]{1,28}")
+LOCK_ATTEMPTS, LOCK_PAUSE_S = 100, 0.01
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -144,15 +145,22 @@ class Registration:
 def lock_data_dir(data_dir: Path) -> int:
     """Take a broker's data directory (made if missing) for this process: a descriptor to keep open.
 
-    Raises: InvalidConfig: another process has it; names its pid.
+    Raises: InvalidConfig: another process has it; names its pid if it is a broker.
     """
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    attempts = LOCK_ATTEMPTS
     while not process.lock_exclusive(fd):
-        if not process.lock_is_held(fd):
-            continue  # somebody has only just asked who the owner is
+        attempts -= 1
+        if attempts and not process.lock_is_held(fd):
+            clock.sleep(LOCK_PAUSE_S)  # somebody has only just asked who the owner is
+            continue
         owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
         os.close(fd)
+        if not attempts:
+            raise InvalidConfig(
+                f"{data_dir}/lock is held (shared) by another program, which is no broker: end it first"
+            )
         raise InvalidConfig(f"a broker already runs on {data_dir} (pid {owner})", pid=owner)
     os.ftruncate(fd, 0)
     os.pwrite(fd, b"%d\n" % os.getpid(), 0)

@@ -19,8 +19,13 @@ from typing import Any
 from shmlog.errors import InvalidConfig
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|h|d)")
+INT64_MAX = (1 << 63) - 1
+PAGE = 4096
+# At most 19 digits: what has more does not fit int64, and numbers of any length cost any time.
+_SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,19})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d{1,19}(?:\.\d{1,19})?)\s*(ns|us|ms|s|m|h|d)", re.ASCII)
+_INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
+_SHOWN_MAX = 60
 _DURATION_NS = {
     "ns": 1,
     "us": 10**3,
@@ -39,9 +44,28 @@ def parse_size(text: str | int) -> int:
         return text
     match = _SIZE.fullmatch(str(text).strip())
     if not match:
-        raise InvalidConfig(f"not a size: {text!r}; write 1048576, 64MiB or 1GB")
+        raise InvalidConfig(f"not a size: {shown(text)}; write 1048576, 64MiB or 1GB")
     number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _SIZE_POWER[unit.lower()])
+    factor = (1024 if binary else 1000) ** _SIZE_POWER[unit.lower()]
+    return _within_int64(_product(number, factor), text)
+
+
+def _product(number: str, factor: int) -> int:
+    return int(float(number) * factor) if "." in number else int(number) * factor
+
+
+def _within_int64(value: int, text: Any) -> int:
+    if abs(value) > INT64_MAX:
+        raise InvalidConfig(f"too large: {shown(text)}; at most {INT64_MAX}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value in a message: cut, for it may have any length."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number beyond 64 bits"
+    text = repr(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
 
 
 def parse_duration_ns(text: str) -> int:
@@ -49,8 +73,8 @@ def parse_duration_ns(text: str) -> int:
     squeezed = text.replace(" ", "")
     parts = _DURATION.findall(squeezed)
     if not parts or "".join(n + u for n, u in parts) != squeezed:
-        raise InvalidConfig(f"not a duration: {text!r}; write 250us, 5ms, 30s, 1h30m or 7d")
-    return sum(int(float(number) * _DURATION_NS[unit]) for number, unit in parts)
+        raise InvalidConfig(f"not a duration: {shown(text)}; write 250us, 5ms, 30s, 1h30m or 7d")
+    return _within_int64(sum(_product(number, _DURATION_NS[unit]) for number, unit in parts), text)
 
 
 def format_size(size: int) -> str:
@@ -78,23 +102,25 @@ def duration_ms(value: Any) -> int:
         return value
     if isinstance(value, str):
         text = value.strip()
-        if re.fullmatch(r"-?\d+", text):
+        if _INTEGER.fullmatch(text):
             return int(text)
         return parse_duration_ns(text) // 10**6
-    raise InvalidConfig(f"not a duration: {value!r}")
+    raise InvalidConfig(f"not a duration: {shown(value)}")
 
 
 def size_bytes(value: Any) -> int:
     """Bytes: an integer, or text such as "64MiB"."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise InvalidConfig(f"not a size: {value!r}")
+        raise InvalidConfig(f"not a size: {shown(value)}")
     return parse_size(value)
 
 
 def integer(value: Any) -> int:
     """A whole number, or its text."""
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value).strip()):
-        raise InvalidConfig(f"not a whole number: {value!r}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not _INTEGER.fullmatch(value.strip()):
+        raise InvalidConfig(f"not a whole number: {shown(value)}")
     return int(value)
 
 
@@ -104,13 +130,13 @@ def boolean(value: Any) -> bool:
         return value
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    raise InvalidConfig(f"not true or false: {value!r}")
+    raise InvalidConfig(f"not true or false: {shown(value)}")
 
 
 def name(value: Any) -> str:
     """Text."""
     if not isinstance(value, str):
-        raise InvalidConfig(f"not text: {value!r}")
+        raise InvalidConfig(f"not text: {shown(value)}")
     return value
 
 
@@ -141,18 +167,22 @@ class Setting:
             raise InvalidConfig(f"{self.native}: {error}", setting=self.native) from None
         if self.choices and parsed not in self.choices:
             allowed = " or ".join(self.choices)
-            raise InvalidConfig(f"{self.native} = {value!r}: must be {allowed}")
+            raise InvalidConfig(f"{self.native} = {shown(value)}: must be {allowed}")
         below = self.low is not None and parsed < self.low
-        above = self.high is not None and parsed > self.high
+        above = not isinstance(parsed, str) and parsed > self.top
         if (below or above) and parsed not in self.extra:
             raise InvalidConfig(
-                f"{self.native} = {value!r}: must be {self._bounds()}", setting=self.native
+                f"{self.native} = {shown(value)}: must be {self._bounds()}", setting=self.native
             )
         return parsed
 
+    @property
+    def top(self) -> int:
+        """The upper bound; every number fits int64."""
+        return INT64_MAX if self.high is None else self.high
+
     def _bounds(self) -> str:
-        text = f"{self.low}..{self.high}" if self.high is not None else f">= {self.low}"
-        return " or ".join([*map(str, self.extra), text])
+        return " or ".join([*map(str, self.extra), f"{self.low}..{self.top}"])
 
 
 def native_name(kafka: str) -> str:
@@ -328,7 +358,7 @@ def resolve(key: str, table: Mapping[str, Setting]) -> Setting:
         return table[native]
     if native in NOT_BUILT:
         raise InvalidConfig(f"{key} is known, but not built in this version", setting=key)
-    raise InvalidConfig(f"unknown setting {key!r}{did_you_mean(native, table)}", setting=key)
+    raise InvalidConfig(f"unknown setting {shown(key)}{did_you_mean(native, table)}", setting=key)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
@@ -359,6 +389,8 @@ class TopicConfig:
     ring_bytes: int = TOPIC_SETTINGS["ring_bytes"].default
 
     def __post_init__(self) -> None:
+        # A ring is made of whole pages.
+        object.__setattr__(self, "ring_bytes", -(-self.ring_bytes // PAGE) * PAGE)
         if self.ring_bytes and self.ring_bytes < 4 * self.max_message_bytes:
             raise InvalidConfig(
                 f"ring_bytes = {self.ring_bytes}: must be 0 or at least 4 x max_message_bytes "

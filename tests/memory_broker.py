@@ -57,8 +57,8 @@ class HandWire:
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self.sent.append((client, list(frames)))
 
-    def flush(self) -> bool:
-        return False
+    def flush(self) -> int:
+        return 0
 
     def guard_descriptors(self) -> None:
         pass
@@ -68,9 +68,13 @@ class HandWire:
 
 
 class HandWorkers:
-    """Jobs wait in `queued` until the test runs them; what they did is seen by the next turn."""
+    """Jobs wait in `queued` until the test runs them; what they did is seen by the next turn.
 
-    def __init__(self) -> None:
+    With `rng` jobs end in any order that threads could give: only FILES keeps its own.
+    """
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._rng = rng
         self.queued: deque[tuple[Lane, Callable[[], object], Callable[..., None]]] = deque()
         self._done: list[Completion] = []
         self.held: set[Lane] = set()
@@ -84,6 +88,10 @@ class HandWorkers:
     def run(self) -> int:
         """Run every queued job of a lane that is not held; how many."""
         jobs, self.queued = self.queued, deque()
+        if self._rng is not None:
+            files = iter([job for job in jobs if job[0] is Lane.FILES])
+            mixed = self._rng.sample(list(jobs), len(jobs))
+            jobs = deque(next(files) if job[0] is Lane.FILES else job for job in mixed)
         count = 0
         for lane, run, done in jobs:
             if lane in self.held:
@@ -91,9 +99,9 @@ class HandWorkers:
                 continue
             count += 1
             try:
-                self._done.append(Completion(done, run(), None))
+                self._done.append(Completion(lane, done, run(), None))
             except BaseException as error:  # noqa: BLE001
-                self._done.append(Completion(done, None, error))
+                self._done.append(Completion(lane, done, None, error))
         return count
 
     def completions(self) -> list[Completion]:
@@ -132,25 +140,28 @@ class MemoryBroker:
         clock: ManualClock | None = None,
         incarnation: int = 1,
         clean: bool = False,
+        ring_budget: int = 0,
+        shuffle: int | None = None,
+        files_max: int = 1 << 20,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
         self.wire = HandWire()
-        self.workers = HandWorkers()
+        self.workers = HandWorkers(None if shuffle is None else random.Random(shuffle))
+        # No budget, no room: rings on the heap, made at once. Else a worker makes them.
+        self.rings = Rings(MemoryList(tmp_path / "names"), ring_budget)
         ids = itertools.count(incarnation << 32)
         endpoints = {"client": "ipc:///nowhere", "peer": "ipc:///nowhere"}
         node = Node(
             Voting("c", 0, incarnation, "boot", (0,), (0,)),
-            Start(
-                "data", 1, endpoints, True, clean, settings or ClusterConfig(), topic_defaults={}
-            ),
+            Start("data", 1, endpoints, True, clean, settings or ClusterConfig(), {}, files_max),
             Ports(
                 self.storage,
                 self.wire,
                 self.workers,
                 self.clock,
                 _NoKernel(),
-                Rings(MemoryList(tmp_path / "names"), 0),  # no room: rings on the heap
+                self.rings,
                 random.Random(7),
                 lambda: next(ids).to_bytes(16, "big"),
             ),
@@ -160,6 +171,8 @@ class MemoryBroker:
         self.metadata, self.standing = node.metadata, node.standing
         self._id = 0
         self.until(lambda: self.standing.is_registered)
+        partitions = self.context.partitions.values()
+        self.until(lambda: all(partition.leader for partition in partitions))
 
     def until(self, test: Callable[[], bool], turns: int = 40) -> None:
         """Turn until something is so."""

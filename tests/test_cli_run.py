@@ -373,3 +373,28 @@ def test_dev_is_found_shows_a_kill_and_leaves_nothing(short_dir: Path, ending: i
     assert launch.wait_for_end(pids, PATIENCE_S) == []
     assert shmlog("status", env=environment).returncode == 5
     assert not path.exists()
+
+
+def test_nobody_listening_at_an_endpoint_is_said_at_once(tmp_path: Path) -> None:
+    done = shmlog("--endpoint", f"ipc://{tmp_path}/nobody", "topic", "list")
+    assert done.returncode == 5
+    assert done.stderr.startswith(f"nobody listens at ipc://{tmp_path}/nobody")
+
+
+@pytest.mark.parametrize("options", [(), ("--detach",)])
+def test_a_directory_that_cannot_be_made_is_one_line(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = shmlog("up", "--dir", tmp_path / "file" / "c", *options)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "cannot be made" not in done.stdout
+
+
+def test_fsck_takes_the_directory_either_way(tmp_path: Path) -> None:
+    directory.create_cluster(tmp_path / "c", 1)
+    for arguments in (("fsck", tmp_path / "c"), ("-d", tmp_path / "c", "fsck")):
+        done = shmlog(*arguments)
+        assert (done.returncode, done.stderr) == (0, "0 partitions checked, 0 damaged\n")
+    assert shmlog("fsck").returncode == 2

@@ -227,8 +227,10 @@ def test_a_line_that_does_not_fit_stops_with_its_number_after_the_good_ones(
     topic = topic_of(shmlog, shmlog_topic)
     source = file(b"a\t1\nb\t2\nnonsense\nc\t3\n")
     status, _, err = shmlog("produce", topic, source, "-f", r"%k\t%v\n")
-    assert status == 1
+    assert status == 6
     assert err.startswith(f"sent 2, failed 0: 4 bytes, {topic}-0 @ 0..1\nline 3: ")
+    assert err.endswith("stopped behind record 2: the rest was not read\n")
+    assert "serde" not in err
     assert shmlog("consume", topic, "-e")[1] == b"1\n2\n"
 
 
@@ -236,8 +238,9 @@ def test_a_record_too_large_is_named_and_those_before_it_are_sent(shmlog, shmlog
     topic = shmlog_topic
     shmlog("topic", "create", topic, "--set", "max_message_bytes=2KiB")
     status, _, err = shmlog("produce", topic, file(b"fits\n" + b"x" * 5000 + b"\n"))
-    assert status == 1
+    assert status == 6
     assert "MESSAGE_TOO_LARGE" in err
+    assert "stopped behind record 1: the rest was not read" in err
     assert shmlog("consume", topic, "-e")[1] == b"fits\n"
     assert "sent 1, failed 0" in err
 
@@ -388,7 +391,8 @@ def test_what_the_broker_refuses_is_counted_and_decides_the_exit_status(shmlog, 
     in_2200 = 7_258_118_400 * 10**9
     status, out, err = shmlog("produce", topic, file(b"0 5 good\n1 %d bad\n" % in_2200), *form)
     assert (status, out) == (6, b"")
-    summary, cause = err.splitlines()
+    summary, cause, place = err.splitlines()
+    assert place == "stopped behind record 2: the rest was not read"
     assert summary == f"sent 1, failed 1: 7 bytes, {topic}-0 @ 0"
     assert cause.startswith("first failure: ")
     assert shmlog("consume", topic, "-e")[1] == b"good\n"
@@ -435,3 +439,13 @@ def paused_then(cluster, line):
         pass
     cluster.pause(0)
     yield line
+
+
+def test_a_partition_or_codec_that_does_not_exist_is_said_once(shmlog, shmlog_topic, file):
+    topic = topic_of(shmlog, shmlog_topic)
+    status, _, err = shmlog("produce", topic, file(b"x\n"), "-p", "7")
+    assert status == 3
+    assert err.splitlines() == [f"topic '{topic}' has partitions 0..0, not 7"]
+    status, _, err = shmlog("produce", topic, file(b"x\n"), "-z", "lz5")
+    assert status != 0
+    assert "pip install" not in err

@@ -312,3 +312,49 @@ def test_an_epoch_that_is_used_up_asks_for_a_new_producer_id() -> None:
     accumulator.producer_id, accumulator.epoch = 42, 0
     assert accumulator.take_ready(clock.monotonic_ns()) == [batch]
     assert RecordBatch(bytes(batch.encoded or b"")).header.producer_id == 42
+
+
+def test_what_comes_back_from_a_topic_that_is_gone_fails_for_good() -> None:
+    accumulator, clock = make()
+    queue, other = (accumulator.add_queue(TopicPartition(t, 0), 10_000) for t in ("t", "u"))
+    first = accumulator.append(queue, b"1", None, 1, None, 30)
+    (sent,) = accumulator.take_ready(clock.monotonic_ns())
+    later = accumulator.append(queue, b"2", None, 1, None, 30)
+    accumulator.topic_gone("t", from_wire(3, "no topic t"))
+    assert later.done()
+    assert not first.done()
+    accumulator.failed(sent, from_wire(6, "not here"), True, clock.monotonic_ns())
+    assert first.done()
+    late = accumulator.append(queue, b"3", None, 1, None, 30)  # `send` had its hands on the queue
+    kept = accumulator.append(other, b"4", None, 1, None, 30)
+    assert [b.queue for b in accumulator.take_ready(clock.monotonic_ns())] == [other]
+    assert late.done()
+    assert not kept.done()
+    assert accumulator.buffered == kept[0].size
+
+
+def test_failures_whose_owners_have_asked_are_not_kept() -> None:
+    accumulator, clock = make()
+    queue = accumulator.add_queue(TopicPartition("t", 0), 10_000)
+    for number in range(1000):
+        delivery = accumulator.append(queue, b"v", None, 1, None, 30)
+        for batch in accumulator.take_ready(clock.monotonic_ns()):
+            accumulator.failed(batch, from_wire(10, "too large"), True, clock.monotonic_ns())
+        assert number % 10 == 0 or delivery.exception() is not None
+    assert 100 <= len(accumulator.failures) < 400  # those that nobody asked about are all there
+
+
+@pytest.mark.parametrize("code", [6, 7])
+def test_a_batch_that_may_be_in_the_log_is_of_unknown_fate(code: int) -> None:
+    accumulator, clock = make()
+    queue = accumulator.add_queue(TopicPartition("t", 0), 10_000)
+    delivery = accumulator.append(queue, b"v", None, 1, None, 30)
+    (batch,) = accumulator.take_ready(clock.monotonic_ns())
+    accumulator.failed(batch, from_wire(code, "perhaps"), True, clock.monotonic_ns())
+    assert not delivery.done()
+    clock.advance(2 * NS_PER_S)
+    (again,) = accumulator.take_ready(clock.monotonic_ns())
+    accumulator.failed(again, from_wire(10, "too large"), True, clock.monotonic_ns())
+    error = delivery.exception()
+    assert error is not None
+    assert error.facts["fate"] == "fate unknown"

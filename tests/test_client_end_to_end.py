@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,7 +16,9 @@ import pytest
 
 import shmlog
 from shmlog import serde
+from shmlog.client import forks, session
 from shmlog.client.batch import Batch
+from shmlog.client.engine import Engine
 from shmlog.client.fetches import Fetches
 from shmlog.client.ring_tail import RingTail
 from shmlog.directory import read_brokers
@@ -554,3 +557,102 @@ def test_kill_9_under_load_loses_doubles_and_reorders_nothing() -> None:
         for partition in (0, 1):
             assert stored[partition] == list(range(partition, count, 2))
             assert live[partition] == stored[partition]
+
+
+def test_a_running_producer_and_consumer_learn_of_partitions_that_were_added(
+    where: Path, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "METADATA_AGE_NS", 50_000_000)
+    with (
+        shmlog.connect(where) as client,
+        shmlog.Producer(where=where) as producer,
+        shmlog.Consumer(topic, where=where) as consumer,
+    ):
+        before = len(consumer.assignment)
+        producer.send(topic, b"first", partition=0).result()
+        records = iter(consumer)
+        assert next(records).value == b"first"
+        client.admin.add_partitions(topic, before + 2)
+        assert producer.send(topic, b"second", partition=before + 1).result().offset == 0
+        assert next(records).value == b"second"
+        assert len(consumer.assignment) == before + 2
+        with pytest.raises(UnknownTopic, match="partitions 0"):
+            producer.send(topic, b"x", partition=before + 2)
+
+
+def test_deleting_a_topic_under_load_fails_its_records_soon(where: Path) -> None:
+    with shmlog.connect(where) as client:
+        for attempt in range(3):
+            name = f"gone-{attempt}"
+            client.admin.create_topic(name, partition_count=4)
+            producer = shmlog.Producer(where=where)
+            for number in range(400):
+                if number == 200:
+                    client.admin.delete_topic(name)
+                try:
+                    producer.send(name, b"x", partition=number % 4)
+                except UnknownTopic:
+                    break
+            with contextlib.suppress(DeliveryError):
+                producer.flush(timeout=20)
+            with contextlib.suppress(DeliveryError):
+                producer.close()
+
+
+def test_close_from_another_thread_closes_though_the_holder_does_not_pump(where: Path) -> None:
+    engine = Engine(where)
+    transport = engine._transport
+    holds, lets_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine.lock:
+            holds.set()
+            lets_go.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holds.wait(10)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    while engine._closing is None:
+        pass
+    lets_go.set()
+    holder.join()
+    closer.join()
+    assert engine._transport is None
+    assert transport is not None
+    transport.wake()  # whoever was about to do so still may
+
+
+def test_a_forked_engine_leaves_the_parent_s_sockets_alone(where: Path) -> None:
+    engine = Engine(where)
+    transport = engine._transport
+    engine.abandon()
+    assert transport in forks._left_behind
+    forks._left_behind.remove(transport)
+    assert transport is not None
+    transport.close()
+
+
+@pytest.mark.parametrize("policy", ["error", "reset"])
+def test_a_topic_made_again_is_read_from_its_start(where: Path, policy: str) -> None:
+    name = f"again-{policy}"
+    told: list[shmlog.ShmlogError] = []
+    with shmlog.connect(where) as log:
+        admin = log.admin
+        admin.create_topic(name, 2)
+        log.produce(name, b"old", partition=0)
+        with log.consumer(name, out_of_range=policy, on_error=told.append) as consumer:
+            records = iter(consumer)
+            assert next(records).value == b"old"
+            admin.delete_topic(name)
+            admin.create_topic(name, 2)
+            for value in (b"new", b"newer"):
+                with shmlog.connect(where) as other:  # it knows the new one only
+                    other.produce(name, value, partition=0)
+            if policy == "error":
+                with pytest.raises(UnknownTopic, match="made again"):
+                    next(records)
+                records = iter(consumer)
+            assert [next(records).value for _ in range(2)] == [b"new", b"newer"]
+            assert len(told) == (policy == "reset")

@@ -248,3 +248,24 @@ def test_an_older_leader_epoch_does_not_undo_a_newer_one() -> None:
     assert cache.leader(tp).endpoint == A
     cache.apply(metadata(1, 6, 9, 1))  # an older image as a whole
     assert cache.leader(tp).endpoint == A
+
+
+def test_metadata_is_renewed_when_it_is_old() -> None:
+    harness = Harness([A])
+    session = harness.session
+    session.topics = {"t"}
+    harness.pass_time(0)
+    assert harness.sent() == []
+    for _ in range(2):
+        assert session.next_deadline_ns() == harness.now + 300 * NS_PER_S
+        harness.pass_time(299 * NS_PER_S)
+        assert harness.sent() == []
+        harness.pass_time(NS_PER_S)
+        ((_, asked),) = harness.sent()
+        assert asked["topics"] == ["t"]
+        harness.answer(
+            A,
+            MetadataAnswer(
+                id=asked["id"], cluster="c", controller=0, brokers=[], topics=[], metadata_offset=1
+            ),
+        )

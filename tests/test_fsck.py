@@ -8,11 +8,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import shmlog
 from shmlog import directory, launch, registry
 from shmlog.cli import main as cli
+from shmlog.log import checkpoint, paths
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.verify import Verification, verify
 
@@ -144,3 +146,32 @@ def test_a_locked_data_directory_is_refused(
         assert f"pid {os.getpid()}" in capsys.readouterr().err
     finally:
         os.close(fd)
+
+
+def test_damage_wholly_below_the_log_start_is_a_note(cluster: Path) -> None:
+    path = str(partition(cluster) / paths.CHECKPOINT)
+    known = checkpoint.read(OsStorage(), path, checkpoint.Checkpoint)
+    assert known is not None
+    with open(segments(cluster)[0], "r+b") as file:
+        file.seek(5000)
+        file.write(b"!")
+    for log_start in (0, 1):
+        value = msgspec.structs.replace(known, log_start=log_start)
+        checkpoint.write(OsStorage(), path, value)
+        found = verified(cluster)
+        assert bool(found.damage) == (log_start == 0)
+        assert any("below the log start" in note for note in found.notes) == (log_start == 1)
+
+
+def test_a_partition_that_is_gone_is_damage(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_dir = directory.data_dir(cluster, 0)
+    shutil.rmtree(data_dir / "t-0")
+    for path in (data_dir / "__cluster_metadata-0").iterdir():
+        path.unlink()
+    assert cli.execute(["fsck", str(cluster), "--json"]) == 7
+    out, err = capsys.readouterr()
+    found = {p["partition"]: p["damage"] for p in json.loads(out)["partitions"] if p["damage"]}
+    assert found.keys() == {"t-0", "__cluster_metadata-0"}
+    assert "put it back from a copy" in err

@@ -105,7 +105,9 @@ def allocate(world: World) -> None:
 def trim(world: World) -> None:
     log = world.opened()
     world.log_start = max(world.log_start, log.synced_end_offset - 2)
-    for job in log.set_log_start(world.log_start):
+    log.set_log_start(world.log_start)
+    job = log.checkpoint_job(log.synced_end_offset)
+    if job is not None:
         job.run()
 
 

@@ -67,11 +67,20 @@ def test_a_kill_between_a_trim_and_the_checkpoint_loses_nothing_and_starts() -> 
     batches = [add(log, 10)[0] for _ in range(6)]
     sync(log)
     checkpoint(log)
-    for job in log.set_log_start(35):
-        job.run()
-        again = open_log(restarted(storage))
-        assert again.log_start_offset == 35
-        assert read_stamped(again) == batches[3:]
+    log.set_log_start(35)
+    images: list[MemoryStorage] = []
+    storage.on_operation = lambda *_: images.append(restarted(storage))
+    checkpoint(log)
+    storage.on_operation = None
+    images.append(restarted(storage))
+    assert len(images) > 8
+    starts = []
+    for image in images:
+        again = open_log(image)
+        starts.append(again.log_start_offset)
+        assert [one for one in read_stamped(again) if one[0].base_offset >= 30] == batches[3:]
+    assert starts == sorted(starts)
+    assert starts[-1] == 35
 
 
 @pytest.mark.parametrize("where", ["synced", "not synced"])
@@ -186,11 +195,12 @@ def test_no_file_is_closed_or_removed_while_a_worker_syncs_or_allocates_it() -> 
     job = log.sync_job()
     assert job is not None
     checkpoint(log, 0)
-    trims = log.set_log_start(120)
+    log.set_log_start(120)
+    trim = log.checkpoint_job(120)
+    assert trim is not None
     for offset in range(120, 144, 12):
         log.read(offset, max_bytes=100, end_offset=144)
-    for trim in trims:
-        trim.run()
+    trim.run()
     job.run()
     if allocation is not None:
         allocation.run()
@@ -263,11 +273,86 @@ def test_a_log_start_above_the_synced_end_hides_nothing_after_a_power_cut() -> N
     add(log, 5)
     sync(log)
     add(log, 5)
-    for job in log.set_log_start(9):
-        job.run()
+    log.set_log_start(9)
     checkpoint(log)
     for seed in range(10):
         again = open_log(storage.after_power_cut(random.Random(seed)), same_boot=False)
         assert again.log_start_offset <= 5 <= again.log_end_offset
         more = add(again, 1)
         assert read_stamped(again)[-1:] == more
+
+
+def test_few_descriptors_of_sealed_segments_stay_open() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(60):
+        add(log, 5)
+    sync(log)
+    checkpoint(log)
+    assert log.segment_count > 10
+    read_stamped(log)
+    assert sum(segment.is_open for segment in log._segments[:-1]) <= 5
+
+
+def test_what_a_checkpoint_without_space_did_not_write_is_written_by_the_next() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(30):
+        add(log, 5)
+    sync(log)
+    full = True
+
+    def no_room(kind: str, path: str) -> None:
+        if full and kind == "pwrite" and not path.endswith(".log"):
+            raise OSError(errno.ENOSPC, "full", path)
+
+    storage.on_operation = no_room
+    job = log.checkpoint_job(log.synced_end_offset)
+    assert job is not None
+    with pytest.raises(OSError, match="full"):
+        job.run()
+    log.checkpoint_failed(job)
+    full = False
+    checkpoint(log)
+    indexes = [
+        n for n in storage.list(D) if n.endswith(".index") and storage.files[f"{D}/{n}"].data
+    ]
+    assert len(indexes) == log.segment_count - 1 > 3
+    assert "producers" in storage.list(D)
+
+
+def test_a_checkpoint_takes_the_block_of_the_generation_before() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(2):
+        add(log, 5)
+        sync(log)
+        checkpoint(log)
+    add(log, 5)
+    sync(log)
+    assert "checkpoint.previous" in storage.list(D)
+
+    def one_block_missing(kind: str, path: str) -> None:
+        taken = f"{D}/checkpoint.previous" in storage.files
+        if taken and kind == "pwrite" and path.endswith("checkpoint.new"):
+            raise OSError(errno.ENOSPC, "full", path)
+
+    storage.on_operation = one_block_missing
+    checkpoint(log)
+    storage.on_operation = None
+    assert open_log(restarted(storage)).log_end_offset == 15
+
+
+def test_a_clean_start_reads_no_batches() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(30):
+        add(log, 5)
+    log.close(log.log_end_offset)
+    before = len(storage.operations)
+    again = open_log(storage, clean=True)
+    read = [p for kind, p, _ in storage.operations[before:] if kind == "pread"]
+    assert not [path for path in read if path.endswith(".log")]
+    assert again.log_end_offset == 150
+    more = add(again, 5)
+    assert read_stamped(again)[-1:] == more

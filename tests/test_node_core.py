@@ -43,13 +43,19 @@ def test_purgatory_hands_every_waiter_back_exactly_once_and_when_it_should(seed:
     rng = random.Random(seed)
     real: Purgatory[str, int] = Purgatory()
     plain = _PlainPurgatory()
+    deadlines: dict[int, int] = {}
     now = 0
-    for waiter in range(120):
+    for step in range(120):
         action = rng.randrange(5)
         key = rng.choice("abc")
+        idle = [w for w in range(step) if w not in plain.waiting]
+        # A waiter that was handed back waits again, often until the deadline it had.
+        waiter = rng.choice(idle) if idle and rng.random() < 0.5 else step
         if action <= 1:
             keys = {k: rng.randrange(50) for k in rng.sample("abc", rng.randrange(1, 4))}
-            deadline = now + rng.randrange(20)
+            deadline = deadlines[waiter] = rng.choice(
+                [now + rng.randrange(20), deadlines.get(waiter, now)]
+            )
             real.wait(waiter, keys.items(), deadline)
             plain.wait(waiter, keys, deadline)
         elif action == 2:
@@ -73,6 +79,20 @@ def test_purgatory_forgets_deadlines_of_those_that_were_answered() -> None:
         purgatory.arm()
         purgatory.advance("k", waiter)
     assert len(purgatory._deadlines) < 200
+
+
+def test_purgatory_keeps_one_deadline_of_a_waiter_that_waits_again_and_again() -> None:
+    purgatory: Purgatory[str, int] = Purgatory()
+    for step in range(10_000):
+        purgatory.wait(7, [("k", step)], 10**12 + step % 3)
+        purgatory.arm()
+        assert purgatory.advance("k", step) == [7]
+        purgatory.wait(7, [("k", step)], 10**12)
+        purgatory.arm()
+        assert purgatory.next_deadline_ns() == 10**12
+    assert len(purgatory._deadlines) < 200
+    assert purgatory.expire(10**12) == [7]
+    assert purgatory.expire(10**13) == []
 
 
 @given(

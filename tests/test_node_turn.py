@@ -15,7 +15,8 @@ from node.io.workers import Lane
 from shmlog.clock import NS_PER_MS
 from shmlog.protocol import header
 from shmlog.records.builder import build
-from shmlog.ring.layout import ring_size
+from shmlog.ring.layout import RingIdentity, ring_size
+from shmlog.ring.reader import RingReader
 from shmlog.settings import ClusterConfig
 
 
@@ -177,6 +178,59 @@ def test_min_bytes_waits_for_more_than_is_there(broker: MemoryBroker) -> None:
     assert broker.answer(wanted) is None
     broker.produce("t", b"x" * 400)
     assert broker.answer(wanted) is not None
+
+
+def test_a_fetch_that_wants_much_is_not_read_anew_at_every_append(broker: MemoryBroker) -> None:
+    wanted = {"op": "fetch", "mode": "fast", "max_bytes": 1 << 20, "min_bytes": 1 << 20}
+    wanted |= {"max_wait_ms": 3_600_000, "timeout_ms": 3_600_000}
+    simple = {**wanted, "mode": "simple", "topic": "t", "partition": 0, "offset": 0}
+    entry = {"topic": "t", "partition": 0, "offset": 0, "max_bytes": 1 << 20}
+    ids = [broker.post({**wanted, "partitions": [entry]}), broker.post(simple)]
+    broker.turn()
+    partition = broker.context.partitions["t", 0]
+    reads = 0
+    read = partition.read
+
+    def counted(offset: int, max_bytes: int) -> Any:
+        nonlocal reads
+        reads += 1
+        return read(offset, max_bytes)
+
+    partition.read = counted  # type: ignore[method-assign]
+    for _ in range(500):
+        broker.produce("t", b"x" * 1000)
+    assert reads == 0
+    assert len(broker.context.purgatory._deadlines) < 300
+    while None in map(broker.answer, ids):
+        broker.produce("t", b"x" * 1000)
+    assert reads < 20
+    answers = [answer for i in ids if (answer := broker.answer(i))]
+    assert len(answers[0][1][0]) > (1 << 20) - 2 * 1300  # whole batches: all that fit
+    assert answers[1][0]["count"] > 700
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_jobs_may_end_in_any_order(tmp_path: Path, seed: int) -> None:
+    broker = MemoryBroker(tmp_path, ring_budget=1 << 30, shuffle=seed)
+    message = {"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1}
+    try:
+        broker.create("t")
+        broker.workers.held |= {Lane.FILES, Lane.SYNC}
+        first = broker.post(message, b"k", b"0")
+        broker.turn()  # the first append: a worker is asked for a ring
+        offset = broker.context.metadata.image.offset
+        waits = broker.post({**message, "min_metadata": offset + 1}, b"k", b"1")
+        broker.post({"op": "alter_topic", "topic": "t", "set": {"sync_interval": 200}})
+        broker.turn()
+        broker.workers.held.clear()
+        for _ in range(4):
+            broker.turn()
+        assert broker.answer(first)
+        assert broker.answer(waits)
+        assert broker.context.partitions["t", 0].window.state == "ring"
+        assert broker.values("t") == [b"0", b"1"]
+    finally:
+        broker.rings.close()
 
 
 def test_the_first_partition_makes_progress_whatever_the_limit(tmp_path: Path) -> None:
@@ -537,3 +591,218 @@ def test_an_envelope_is_echoed_and_an_unreadable_header_is_answered_42(
     for _, frames in broker.wire.sent[-6:]:
         assert header.decode(frames[0], dict)["error"] == 42
         assert header.decode(frames[0], dict)["id"] is None
+
+
+def logs_of(broker: MemoryBroker) -> list[str]:
+    return [name for name in broker.storage.list("data/t-0") if name.endswith(".log")]
+
+
+def test_a_trim_on_a_full_disk_is_done_as_soon_as_a_block_can_be_had(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("t", segment_bytes=65536, max_message_bytes=16384, max_uncompressed_bytes=16384)
+    for _ in range(40):
+        broker.produce("t", b"x" * 10000)
+    before = len(logs_of(broker))
+    full = True
+
+    def no_room(kind: str, path: str) -> None:
+        if full and kind == "create" and path.startswith("data/t-0/"):
+            raise OSError(errno.ENOSPC, "full", path)
+
+    broker.storage.on_operation = no_room
+    trim = {"op": "delete_records", "partitions": [{"topic": "t", "partition": 0, "offset": -1}]}
+    assert broker.ask(trim)[0]["partitions"][0]["log_start"] == 40
+    for _ in range(4):
+        broker.clock.advance(10**9)
+        broker.turn()
+    assert len(logs_of(broker)) == before > 5
+    full = False
+    for _ in range(4):
+        broker.clock.advance(10**9)
+        broker.turn()
+    assert len(logs_of(broker)) == broker.context.partitions["t", 0].log.segment_count == 1
+    killed = broker.storage.after_kill(random.Random(1))
+    again = MemoryBroker(tmp_path, storage=killed, incarnation=2)
+    found = again.fetch("t", 39)[0]
+    assert found["error"] == 1
+
+
+@pytest.mark.parametrize("question", ["offset", "time"])
+def test_what_the_device_cannot_read_is_an_answer_by_offset_and_by_time(
+    broker: MemoryBroker, question: str
+) -> None:
+    broker.produce("t", b"v")
+    broker.context.partitions["t", 0].window.detach()
+    broker.storage.fail("pread", 1, errno.EIO)
+    if question == "offset":
+        answer = broker.fetch("t")[0]
+    else:
+        entry = {"topic": "t", "partition": 0, "timestamp": "5"}
+        answer = broker.ask({"op": "list_offsets", "partitions": [entry]})[0]["partitions"][0]
+    assert answer["error"] == 1003
+    assert "device" in answer["message"]
+
+
+def test_while_a_client_is_stuck_the_idle_loop_looks_again_ever_more_seldom(
+    broker: MemoryBroker,
+) -> None:
+    pauses = iter((1, 2, 100, 0))
+    broker.wire.flush = lambda: next(pauses)  # type: ignore[method-assign]
+    broker.post({"op": "hello"})
+    asked: list[int] = []
+    poll = broker.wire.poll
+
+    def polled(timeout_ms: int) -> bool:
+        asked.append(timeout_ms)
+        return poll(timeout_ms)
+
+    broker.wire.poll = polled  # type: ignore[method-assign]
+    for _ in range(5):
+        broker.turn()
+    assert asked[1:4] == [1, 2, 100]
+    assert asked[4] > 100
+
+
+def test_a_trimmed_partition_s_ring_gives_nothing_that_is_gone(broker: MemoryBroker) -> None:
+    for i in range(10):
+        broker.produce("t", b"%d" % i)
+    partition = broker.context.partitions["t", 0]
+    assert partition.window.state == "ring"
+    trim = {"op": "delete_records", "partitions": [{"topic": "t", "partition": 0, "offset": 4}]}
+    broker.ask(trim)
+    assert partition.window._reader is not None
+    assert partition.window._reader.seek(9) is None
+    assert broker.fetch("t", 4)[1] == [x for i in range(4, 10) for x in (b"", b"%d" % i)]
+
+
+def test_a_ring_that_is_given_up_is_seen_sealed(broker: MemoryBroker) -> None:
+    for _ in range(3):
+        broker.produce("t", b"v")
+    partition = broker.context.partitions["t", 0]
+    assert partition.window.memory is not None
+    reader = RingReader(partition.window.memory, RingIdentity("c", 0, 1, partition.topic_id, 0))
+    assert not reader.sealed
+    partition.window.detach()
+    assert reader.sealed
+
+
+def test_append_time_never_goes_back(broker: MemoryBroker) -> None:
+    times = []
+    for step_ns in (0, -5 * 10**9, -(10**9), 20 * 10**9):
+        broker.clock._wall_ns += step_ns
+        times.append(int(broker.produce("t", b"v")["append_time"]))
+    assert times == sorted(times)
+    assert times[0] == times[2] < times[3]
+
+
+def test_fresh_data_comes_from_the_ring_without_a_read_of_files(broker: MemoryBroker) -> None:
+    for i in range(5):
+        broker.produce("t", b"%d" % i)
+    before = len(broker.storage.operations)
+    assert broker.fetch("t", 4)[1] == [b"", b"4"]
+    assert "pread" not in {kind for kind, _, _ in broker.storage.operations[before:]}
+
+
+def test_an_idle_producer_is_forgotten(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path, settings=ClusterConfig(producer_id_expiration=5000))
+    broker.create("t")
+
+    def batch(sequence: int) -> bytes:
+        return bytes(
+            build([b"x"], timestamps=1, producer_id=7, producer_epoch=0, base_sequence=sequence)
+        )
+
+    assert fast(broker, batch(0))["error"] == 0
+    broker.clock.advance(4 * 10**9)
+    broker.turn()
+    assert fast(broker, batch(1))["error"] == 0
+    broker.clock.advance(6 * 10**9)
+    broker.turn()
+    assert fast(broker, batch(2))["error"] == 59
+
+
+def test_rings_are_stamped_while_the_loop_lives(broker: MemoryBroker) -> None:
+    for _ in range(3):
+        broker.produce("t", b"v")
+    reader = broker.context.partitions["t", 0].window._reader
+    assert reader is not None
+    assert broker.loop.timeout_ms() <= 250
+    broker.clock.advance(300 * NS_PER_MS)
+    broker.turn()
+    assert reader.heartbeat_ns == broker.clock.monotonic_ns()
+
+
+def test_descriptors_are_looked_at_every_second(broker: MemoryBroker) -> None:
+    looked: list[int] = []
+    broker.wire.guard_descriptors = lambda: looked.append(1)  # type: ignore[method-assign]
+    for _ in range(30):
+        broker.clock.advance(100 * NS_PER_MS)
+        broker.turn()
+    assert 2 <= len(looked) <= 4
+
+
+def test_a_turn_is_bounded_in_bytes(broker: MemoryBroker) -> None:
+    for _ in range(20):
+        broker.post({"op": "hello"}, b"x" * (1 << 20))
+    broker.turn()
+    assert len(broker.wire.waiting) == 20 - 8
+
+
+def test_one_question_by_time_too_many_in_a_turn_is_told_to_ask_again(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.produce("t", b"v")
+    log = broker.context.partitions["t", 0].log
+    search = log.offset_for_time
+
+    def slow(timestamp_ns: int, end_offset: int, enough: Any) -> Any:
+        broker.clock.advance(15 * NS_PER_MS)
+        return search(timestamp_ns, end_offset)
+
+    monkeypatch.setattr(log, "offset_for_time", slow)
+    question = {"topic": "t", "partition": 0, "timestamp": "0"}
+    reply, _ = broker.ask({"op": "list_offsets", "partitions": [question] * 4})
+    assert [entry["error"] for entry in reply["partitions"]] == [0, 0, 1000, 1000]
+
+
+def test_each_partition_of_a_fetch_keeps_to_its_limit(tmp_path: Path) -> None:
+    broker = MemoryBroker(tmp_path)
+    broker.create("t", partitions=2)
+    for partition in (0, 1):
+        for _ in range(3):
+            broker.produce("t", b"x" * 5000, partition=partition)
+    entries = [{"topic": "t", "partition": p, "offset": 0, "max_bytes": 6000} for p in (0, 1)]
+    reply, frames = broker.ask({"op": "fetch", "mode": "fast", "partitions": entries})
+    assert [5000 < len(frame) < 6000 for frame in frames] == [True, True]
+    entries[1]["max_bytes"] = 100  # not the first: no batch over its limit
+    reply, frames = broker.ask({"op": "fetch", "mode": "fast", "partitions": entries})
+    assert [entry["bytes"] > 0 for entry in reply["partitions"]] == [True, False]
+
+
+def test_a_partition_that_found_no_space_is_opened_when_there_is_some(broker: MemoryBroker) -> None:
+    full = True
+
+    def no_room(kind: str, path: str) -> None:
+        if full and kind in ("create", "make_dir") and "u-0" in path:
+            raise OSError(errno.ENOSPC, "full", path)
+
+    broker.storage.on_operation = no_room
+    broker.post({"op": "create_topic", "topic": "u"})
+    for _ in range(4):
+        broker.turn()
+    assert broker.produce("u", b"v")["error"] == 5
+    full = False
+    broker.clock.advance(2 * 10**9)
+    for _ in range(4):
+        broker.turn()
+    assert broker.produce("u", b"v")["error"] == 0
+
+
+def test_a_broker_that_does_not_know_the_cluster_yet_calls_no_topic_unknown(
+    broker: MemoryBroker,
+) -> None:
+    broker.context.knows_image = False  # as between the start and the quorum's first word
+    for topic in ("t", "nosuch"):
+        reply, _ = broker.fetch(topic)
+        assert (reply["error"], reply["retriable"]) == (8, True)
+    assert broker.ask({"op": "hello"})[0]["error"] == 0

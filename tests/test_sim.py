@@ -102,7 +102,7 @@ def _gap(h: History) -> None:
         (_two_at_one_offset, "inconsistent-offsets"),
         (_twice, "duplicate"),
         (_refused_and_read, "G1a"),
-        (_half_of_an_unknown_send, "unseen"),
+        (_half_of_an_unknown_send, "lost-write"),
         (_skip, "poll-skip"),
         (_back, "nonmonotonic-poll"),
         (_reordered, "nonmonotonic-send"),

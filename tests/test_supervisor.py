@@ -452,3 +452,9 @@ def test_what_cannot_be_read_is_answered_and_an_empty_frame_is_echoed(start: Sta
         socket.send_multipart([b'{"op":"status","id":5}'])
         assert socket.poll(PATIENCE_S * 1000)
         assert socket.recv_multipart()[0].startswith(b'{"id":5,"error":0')
+
+
+def test_its_socket_is_for_its_owner_alone(start: Start) -> None:
+    one = start()
+    one.wait_for("ready")
+    assert directory.supervisor_socket(one.path).stat().st_mode & 0o777 == 0o600

@@ -6,7 +6,8 @@ it wants more), by `drop_key` when the key is gone, or by `expire`. A waiter is 
 moment it is handed back, so a quiet key never collects the waiters of the past.
 
 Most waiters are answered in the turn in which they came. So a deadline is put into the heap only by `arm`,
-at the end of the turn, for those that are left; dead heap entries are swept once they outnumber the living.
+at the end of the turn, for those that are left. A waiter that waits again finds the entry of its last time
+still there; dead heap entries are swept once they outnumber the living.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ K = TypeVar("K", bound=Hashable)
 class Purgatory(Generic[K, W]):
     """Waiters by key and by deadline.
 
-    Invariant: a waiter is in `_keys_of` exactly while it waits, and in `_waiting[key]` for each of its keys.
+    Invariants: a waiter is in `_keys_of` exactly while it waits, and in `_waiting[key]` for each of its keys;
+    at most one heap entry of a waiter counts, the one in `_armed`.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[K, dict[W, int]] = {}
         self._keys_of: dict[W, list[K]] = {}
         self._deadlines: list[tuple[int, int, W]] = []
-        self._unarmed: list[tuple[int, W]] = []
+        self._armed: dict[W, tuple[int, int, W]] = {}
+        self._unarmed: dict[W, int] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -42,7 +45,10 @@ class Purgatory(Generic[K, W]):
             self._waiting.setdefault(key, {})[waiter] = threshold
             keys.append(key)
         self._keys_of[waiter] = keys
-        self._unarmed.append((deadline_ns, waiter))
+        armed = self._armed.get(waiter)
+        if armed is None or armed[0] != deadline_ns:
+            self._armed.pop(waiter, None)
+            self._unarmed[waiter] = deadline_ns
 
     def advance(self, key: K, value: int) -> list[W]:
         """Hand back, in order of arrival, the waiters whose threshold for `key` is at most `value`."""
@@ -76,26 +82,38 @@ class Purgatory(Generic[K, W]):
 
     def arm(self) -> None:
         """Give every waiter that came since the last call its place in the heap of deadlines."""
-        for deadline_ns, waiter in self._unarmed:
+        for waiter, deadline_ns in self._unarmed.items():
             if waiter in self._keys_of:
                 self._count += 1
-                heapq.heappush(self._deadlines, (deadline_ns, self._count, waiter))
+                self._armed[waiter] = entry = (deadline_ns, self._count, waiter)
+                heapq.heappush(self._deadlines, entry)
         self._unarmed.clear()
         if len(self._deadlines) > 64 + 2 * len(self._keys_of):
-            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._keys_of]
+            self._deadlines = [entry for entry in self._deadlines if self._counts(entry)]
             heapq.heapify(self._deadlines)
+            self._armed = {entry[2]: entry for entry in self._deadlines}
+
+    def _counts(self, entry: tuple[int, int, W]) -> bool:
+        return entry[2] in self._keys_of and self._armed.get(entry[2]) is entry
+
+    def _pop(self) -> None:
+        entry = heapq.heappop(self._deadlines)
+        if self._armed.get(entry[2]) is entry:
+            del self._armed[entry[2]]
 
     def expire(self, now_ns: int) -> list[W]:
         """Hand back the waiters whose deadline has come."""
         late = []
         while self._deadlines and self._deadlines[0][0] <= now_ns:
-            waiter = heapq.heappop(self._deadlines)[2]
-            if self.remove(waiter):
-                late.append(waiter)
+            entry = self._deadlines[0]
+            if self._counts(entry):
+                self.remove(entry[2])
+                late.append(entry[2])
+            self._pop()
         return late
 
     def next_deadline_ns(self) -> int | None:
         """The earliest deadline that may matter; None if nobody waits."""
-        while self._deadlines and self._deadlines[0][2] not in self._keys_of:
-            heapq.heappop(self._deadlines)
+        while self._deadlines and not self._counts(self._deadlines[0]):
+            self._pop()
         return self._deadlines[0][0] if self._deadlines else None

@@ -46,7 +46,17 @@ REQUEST_BYTES_MIN = 1024  # what a parked request costs however short it is
 class Exchange:
     """A request that was admitted. Invariant: answered exactly once."""
 
-    __slots__ = ("_context", "_envelope", "client", "codec", "deadline_ns", "id", "open", "size")
+    __slots__ = (
+        "_context",
+        "_envelope",
+        "appended",
+        "client",
+        "codec",
+        "deadline_ns",
+        "id",
+        "open",
+        "size",
+    )
 
     def __init__(
         self, context: Context, client: bytes, codec: header.Codec, envelope: bool, size: int
@@ -59,6 +69,7 @@ class Exchange:
         self.id: int | None = None
         self.deadline_ns = 0
         self.open = True
+        self.appended = False  # has it changed a partition?
         context.admitted_bytes += self.size
 
     def begin(self, request: Request) -> None:
@@ -120,6 +131,7 @@ class Context:
     partitions: dict[tuple[str, int], Partition]
     new_topic_id: Callable[[], bytes]
     has_lease: bool = True  # may this broker ack (E7)? Looked at once a turn
+    knows_image: bool = False  # after a start: does the image hold all that was committed before?
     purgatory: Purgatory[tuple[object, str], Waiter] = field(default_factory=Purgatory)
     outbox: list[Outgoing] = field(default_factory=list)
     dirty: dict[Partition, None] = field(default_factory=dict)  # appended to in this turn

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from node.handlers.exchange import COMMITTED, Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
-from node.partition import Fetched, Partition
+from node.partition import Partition
 from shmlog.clock import NS_PER_MS
 from shmlog.errors import InvalidRequest, ShmlogError
 from shmlog.protocol.header import Big, Octets
@@ -72,11 +73,40 @@ class FetchWait:
         # With min_bytes above one, what is there already did not suffice: wait for more than that.
         return max(offset, partition.high_watermark) + 1
 
+    def _size_wanted(self, entries: Sequence[FetchPartition | FetchSimple], budget: int) -> int:
+        limits = sum(min(entry.max_bytes, budget) for entry in entries)
+        return min(self._request.min_bytes, budget, limits)
+
+    def _size_there(
+        self, entries: Sequence[FetchPartition | FetchSimple], *, least: bool = False
+    ) -> int:
+        """How many bytes of batches the partitions can give: at most that many, or `least` at least.
+
+        By the index alone, so up to an index interval a partition apart. It is what lets a fetch that
+        wants much sleep on without reading everything again at each append.
+        """
+        size = 0
+        for entry in entries:
+            partition = self._context.partitions[entry.topic, entry.partition]
+            there = partition.log.bytes_from(entry.offset, entry.max_bytes)
+            if least:
+                there -= partition.config.index_interval_bytes
+            size += min(max(there, 0), entry.max_bytes)
+        return size
+
     # -- fast -----------------------------------------------------------------------------------------
 
     def _look_fast(self, request: FetchFast, *, last: bool) -> bool:
         wake_up = request.max_bytes == 0
         budget = min(request.max_bytes, FETCH_BYTES_MAX)
+        wanted_size = self._size_wanted(request.partitions, budget)
+        if (
+            wanted_size > 1
+            and not last
+            and self._all_there(request.partitions)
+            and self._size_there(request.partitions) < wanted_size
+        ):
+            return False
         results: list[Any] = []
         frames: list[bytes] = []
         total = 0
@@ -98,28 +128,45 @@ class FetchWait:
                 wake_up and result.high_watermark > wanted.offset
             ):
                 news = True
-        enough = total >= max(1, request.min_bytes) or total >= budget > 0
+        enough = total >= max(1, wanted_size) or (
+            total > 0
+            and not news
+            and self._size_there(request.partitions, least=True) >= wanted_size
+        )
         if not (enough or news or last or not request.partitions):
             return False
         assert self._exchange.id is not None
         self._exchange.answer(FetchFastAnswer(id=self._exchange.id, partitions=results), frames)
         return True
 
+    def _all_there(self, entries: Sequence[FetchPartition]) -> bool:
+        """May every entry be answered with data? What may not is an answer at once."""
+        try:
+            for entry in entries:
+                self._find(entry)
+        except ShmlogError:
+            return False
+        return True
+
+    def _find(self, entry: FetchPartition | FetchSimple) -> Partition:
+        partition = find_partition(
+            self._context, entry.topic, entry.partition, entry.topic_id, entry.leader_epoch
+        )
+        partition.check_offset(entry.offset)
+        return partition
+
     def _read_entry(
         self, wanted: FetchPartition, wake_up: bool, room: int, first: bool
     ) -> tuple[FetchResult, bytes]:
-        partition = find_partition(
-            self._context, wanted.topic, wanted.partition, wanted.topic_id, wanted.leader_epoch
-        )
+        partition = self._find(wanted)
         diverging = partition.divergence(wanted.offset, wanted.last_epoch)
         if diverging is not None:
             return _diverged(wanted, partition, *diverging), b""
-        partition.check_offset(wanted.offset)
         data = b""
         limit = min(wanted.max_bytes, room)
         # The progress rule: the first partition with data gets a whole batch whatever the limits are.
         if not wake_up and (first or limit > 0) and wanted.offset < partition.high_watermark:
-            data = self._read(partition, wanted.offset, max(limit, 0)).data
+            data = partition.read(wanted.offset, max(limit, 0)).data
             if not first and len(data) > limit:
                 data = b""
         result = FetchResult(
@@ -132,25 +179,15 @@ class FetchWait:
         )
         return result, data
 
-    def _read(self, partition: Partition, offset: int, max_bytes: int) -> Fetched:
-        return partition.read(offset, max_bytes)
-
     # -- simple ---------------------------------------------------------------------------------------
 
     def _look_simple(self, request: FetchSimple, *, last: bool) -> bool:
         try:
-            partition = find_partition(
-                self._context,
-                request.topic,
-                request.partition,
-                request.topic_id,
-                request.leader_epoch,
-            )
+            partition = self._find(request)
             diverging = partition.divergence(request.offset, request.last_epoch)
             if diverging is not None:
                 self._answer_simple(request, partition, _Opened(), *diverging)
                 return True
-            partition.check_offset(request.offset)
             there = request.offset < partition.high_watermark
             if not (there or last):
                 return False
@@ -158,12 +195,21 @@ class FetchWait:
                 self._answer_simple(request, partition, _Opened())
                 return True
             limit = min(request.max_bytes, SIMPLE_BYTES_MAX)
-            opened = _open(self._read(partition, request.offset, limit).data, request.offset, limit)
+            wanted_size = self._size_wanted([request], limit)
+            if not last and self._size_there([request]) < wanted_size:
+                return False
+            data = partition.read(request.offset, limit).data
+            opened = _open(data, request.offset, limit)
         except ShmlogError as error:
             self._exchange.fail(error)
             return True
         self._context.simple_records += opened.count
-        if opened.size < request.min_bytes and opened.size < limit and not last:
+        if (
+            opened.size < wanted_size
+            and opened.count < SIMPLE_RECORDS_MAX
+            and not last
+            and self._size_there([request], least=True) < wanted_size
+        ):
             return False
         self._answer_simple(request, partition, opened)
         return True

@@ -43,12 +43,16 @@ def list_offsets(
         raise InvalidRequest(f"{len(request.partitions)} questions: at most {QUESTIONS_MAX}")
     results: list[Any] = []
     began_ns = context.clock.monotonic_ns()
+
+    def enough() -> bool:
+        """A search by time opens batches: one request must not hold up everybody else."""
+        return context.clock.monotonic_ns() - began_ns > SEARCH_NS_MAX
+
     for question in request.partitions:
         try:
-            # A search by time opens batches: one request must not hold up everybody else.
-            if context.clock.monotonic_ns() - began_ns > SEARCH_NS_MAX:
+            if enough():
                 raise Backpressure("enough searched for one turn: ask again", retry_after_ms=1)
-            results.append(_find(context, question))
+            results.append(_find(context, question, enough))
         except ShmlogError as error:
             results.append(
                 {"topic": question.topic, "partition": question.partition, **error_fields(error)}
@@ -57,7 +61,7 @@ def list_offsets(
     exchange.answer(ListOffsetsAnswer(id=exchange.id, partitions=results))
 
 
-def _find(context: Context, question: OffsetQuestion) -> OffsetAnswer:
+def _find(context: Context, question: OffsetQuestion, enough: Callable[[], bool]) -> OffsetAnswer:
     partition = find_partition(
         context, question.topic, question.partition, "", question.leader_epoch
     )
@@ -76,7 +80,8 @@ def _find(context: Context, question: OffsetQuestion) -> OffsetAnswer:
     elif question.timestamp == EARLIEST:
         offset = partition.log_start
     elif question.timestamp >= 0:
-        found = partition.log.offset_for_time(question.timestamp, partition.high_watermark)
+        end = partition.high_watermark
+        found = partition.log.offset_for_time(question.timestamp, end, enough)
         offset, timestamp_ns = found if found is not None else (-1, -1)
     else:
         raise InvalidRequest(

@@ -14,6 +14,7 @@ from node.metadata import Metadata
 from node.replication import Replication
 from shmlog.clock import Clock
 from shmlog.errors import CorruptMessage, InvalidRecord, InvalidRequest
+from shmlog.log.storage import Buffer
 from shmlog.protocol import header, peers
 
 
@@ -37,15 +38,15 @@ class PeerHandler:
         self._replication = replication
         self._clock = clock
 
-    def receive(self, frames: list[bytes]) -> None:
+    def receive(self, frames: Sequence[Buffer]) -> None:
         """One message."""
         try:
-            message: peers.PeerUnion = header.decode(frames[0], peers.PeerUnion)  # type: ignore[arg-type]
+            message: peers.PeerUnion = header.decode(bytes(frames[0]), peers.PeerUnion)  # type: ignore[arg-type]
             self._handle(message, frames[1:])
         except (InvalidRequest, CorruptMessage, InvalidRecord) as error:
             journal.warning("message of a peer dropped", reason=str(error))
 
-    def _handle(self, message: peers.PeerUnion, frames: list[bytes]) -> None:
+    def _handle(self, message: peers.PeerUnion, frames: Sequence[Buffer]) -> None:
         now_ns = self._clock.monotonic_ns()
         replication = self._replication
         current = self._metadata.image.is_current(message.broker, message.incarnation)

@@ -196,14 +196,21 @@ def produce_fast(
             partition = find_partition(
                 context, wanted.topic, wanted.partition, wanted.topic_id, wanted.leader_epoch
             )
-            _append(context, entry, partition, frame, request.acks)
+            _append(context, exchange, entry, partition, frame, request.acks)
         except ShmlogError as error:
             entry.error = error
         entries.append(entry)
     _park(context, exchange, entries, request.acks, simple=False)
 
 
-def _append(context: Context, entry: _Entry, partition: Partition, frame: bytes, acks: str) -> None:
+def _append(
+    context: Context,
+    exchange: Exchange,
+    entry: _Entry,
+    partition: Partition,
+    frame: bytes,
+    acks: str,
+) -> None:
     if not context.has_lease:
         raise no_lease(partition)
     if partition.moving_to is not None:
@@ -214,6 +221,7 @@ def _append(context: Context, entry: _Entry, partition: Partition, frame: bytes,
         )
     entry.partition = partition
     entry.appended = partition.append(frame, acks)
+    exchange.appended = True
     context.dirty[partition] = None
 
 
@@ -308,5 +316,5 @@ def produce_simple(
         base_sequence=producer[2],
     )
     entry = _Entry(request.topic, index)
-    _append(context, entry, partition, bytes(batch), request.acks)
+    _append(context, exchange, entry, partition, bytes(batch), request.acks)
     _park(context, exchange, [entry], request.acks, simple=True)

@@ -1,8 +1,9 @@
 """The table: operation -> handler. From a message's frames to a request that is being handled.
 
 Every request gets exactly one answer. What cannot be read is answered 42, with id null if even that could not
-be read; an unexpected error while a request is decoded or begun is answered -1, so that no message can kill a
-broker twice.
+be read; an unexpected error while a request is decoded is answered -1, so that no message can kill a broker
+twice, and so is a bug in a handler that has not appended anything. A handler's own errors (ShmlogError) are
+answers; the disk's, and those of a request that may be half done, end the broker.
 """
 
 from __future__ import annotations
@@ -15,9 +16,24 @@ from typing import Any
 from node import journal
 from node.handlers import cluster, fetch, offsets, produce, topics
 from node.handlers.exchange import METADATA, Context, Exchange
-from shmlog.errors import Backpressure, InvalidRequest, RequestTimedOut, ServerError, ShmlogError
+from shmlog.errors import (
+    Backpressure,
+    Code,
+    InvalidRequest,
+    LeaderUnavailable,
+    RequestTimedOut,
+    ServerError,
+    ShmlogError,
+)
 from shmlog.protocol import header
-from shmlog.protocol.messages import FRAMES_MAX, OPERATION_NAMES, OPERATIONS, Envelope, Request
+from shmlog.protocol.messages import (
+    FRAMES_MAX,
+    OPERATION_NAMES,
+    OPERATIONS,
+    Envelope,
+    Hello,
+    Request,
+)
 
 RETRY_AFTER_MS = 20
 
@@ -127,6 +143,15 @@ def _admit(context: Context, exchange: Exchange) -> None:
 
 def handle(context: Context, exchange: Exchange, request: Request, frames: list[bytes]) -> None:
     """Run a request's handler, now or once the image is new enough."""
+    if not context.knows_image and not isinstance(request, Hello):
+        # After a start the image is behind: it must not say that a topic is unknown, or was deleted.
+        exchange.fail(
+            LeaderUnavailable(
+                "this broker has just started and does not know the cluster yet",
+                code=Code.BROKER_NOT_AVAILABLE,
+            )
+        )
+        return
     if request.min_metadata > context.metadata.image.offset:
         waiter = _MetadataWait(context, exchange, request, frames)
         threshold = (("image", METADATA), request.min_metadata)
@@ -136,3 +161,11 @@ def handle(context: Context, exchange: Exchange, request: Request, frames: list[
         _BY_TYPE[type(request)](context, exchange, request, frames)
     except ShmlogError as error:
         exchange.fail(error)
+    except (OSError, AssertionError):
+        raise  # the disk, or a broken invariant: the broker ends
+    except Exception as error:
+        # An append is the last thing that a produce does before it parks: what fails after one is ours.
+        if not exchange.open or exchange.appended:
+            raise
+        journal.failure("request failed", error, op=request.op[:40], client=exchange.client.hex())
+        exchange.fail(ServerError("internal error: the broker's log has the details"))

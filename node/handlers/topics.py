@@ -8,7 +8,7 @@ from node.core.cluster import topics
 from node.core.cluster.image import PartitionRecord
 from node.handlers.exchange import METADATA, Context, Exchange
 from node.handlers.lookup import find_topic
-from shmlog.errors import ShmlogError, VersionMismatch
+from shmlog.errors import InvalidRequest, ShmlogError, VersionMismatch
 from shmlog.protocol import peers
 from shmlog.protocol.header import HEADER_SIZE_MAX
 from shmlog.protocol.messages import (
@@ -40,6 +40,7 @@ from shmlog.records.compression import available
 from shmlog.settings import TOPIC_SETTINGS
 
 SOFTWARE = "shmlog 0.1.0"
+TOPIC_NAMES_MAX = 2048
 
 
 def hello(context: Context, exchange: Exchange, request: Hello, frames: list[bytes]) -> None:
@@ -76,6 +77,8 @@ def hello(context: Context, exchange: Exchange, request: Hello, frames: list[byt
 def metadata(context: Context, exchange: Exchange, request: Metadata, frames: list[bytes]) -> None:
     """Brokers, topics, leaders; a producer's missing topics are made first where that is on."""
     image = context.metadata.image
+    if request.topics is not None and len(request.topics) > TOPIC_NAMES_MAX:
+        raise InvalidRequest(f"{len(request.topics)} topic names: at most {TOPIC_NAMES_MAX}")
     if request.auto_create and context.settings.auto_create_topics:
         for name in request.topics or ():
             if name not in image.topics and _may_create(context, name):
@@ -83,7 +86,7 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
                     exchange, name, lambda: context.handle(exchange, request, frames)
                 )
                 return
-    names = sorted(image.topics) if request.topics is None else request.topics
+    names = sorted(image.topics) if request.topics is None else dict.fromkeys(request.topics)
     identity = context.identity
     assert exchange.id is not None
     exchange.answer(
@@ -110,7 +113,9 @@ def _may_create(context: Context, name: str) -> bool:
     change = _creation(CreateTopic(op="create_topic", id=0, topic=name), bytes(16))
     image = context.metadata.image
     try:
-        topics.create_topic(image, change, context.identity.brokers, image.unfenced())
+        topics.create_topic(
+            image, change, context.identity.brokers, image.unfenced(), context.metadata.replicas_max
+        )
     except ShmlogError:
         return False  # it comes back as an entry of its own, unknown
     return True
@@ -208,7 +213,11 @@ def create_topic(
 
     if request.validate_only:
         topics.create_topic(
-            metadata.image, change, context.identity.brokers, metadata.image.unfenced()
+            metadata.image,
+            change,
+            context.identity.brokers,
+            metadata.image.unfenced(),
+            metadata.replicas_max,
         )
         answer(created=False, ready=False)
         return

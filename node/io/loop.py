@@ -36,7 +36,6 @@ TURN_SIMPLE_RECORDS_MAX = 4000
 HEARTBEAT_NS = 250 * NS_PER_MS
 CHORES_NS = NS_PER_S
 POLL_NS_MAX = NS_PER_S
-BACKLOG_RETRY_NS = NS_PER_MS
 
 
 @dataclass(slots=True)
@@ -76,7 +75,7 @@ class Loop:
         self._clock = clock
         self._metadata: Metadata = context.metadata
         self._stop_asked = False
-        self._backlog = False
+        self._backlog_ms = 0  # when to try again to send what had to wait; 0: nothing waits
         self._beat_due_ns = self._chores_due_ns = clock.monotonic_ns()
         self.statistics = TurnStatistics()
 
@@ -165,8 +164,8 @@ class Loop:
         due_ns = min(now_ns + POLL_NS_MAX, self._chores_due_ns)
         if self._catalog.has_rings():
             due_ns = min(due_ns, self._beat_due_ns)
-        if self._backlog:
-            due_ns = min(due_ns, now_ns + BACKLOG_RETRY_NS)
+        if self._backlog_ms:
+            due_ns = min(due_ns, now_ns + self._backlog_ms * NS_PER_MS)
         for deadline in (
             self._context.purgatory.next_deadline_ns(),
             self._catalog.upkeep.next_deadline_ns(),
@@ -182,9 +181,9 @@ class Loop:
         completions = self._workers.completions()
         for completion in completions:
             completion.done(completion.result, completion.error)
-            if (
-                self._context.dirty
-            ):  # what waited for it was appended: nothing else may come between
+            if self._context.dirty:
+                # A parked request went on and appended; the next job may bring that partition's ring,
+                # which is attached between writes only.
                 self._write()
         return len(completions)
 
@@ -264,9 +263,9 @@ class Loop:
             for client, frames in outbox:
                 self._wire.send(client, frames)
             outbox.clear()
-            self._backlog = True
-        if self._backlog:
-            self._backlog = self._wire.flush()
+            self._backlog_ms = 1
+        if self._backlog_ms:
+            self._backlog_ms = self._wire.flush()
 
     def _tick(self, now_ns: int) -> None:
         if now_ns >= self._beat_due_ns:

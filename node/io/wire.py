@@ -10,30 +10,42 @@ one way and may be lost: it is dropped where the peer is not connected or PEER_M
 - Mandatory routing: an answer to a client that is gone is an error we see, not a silent drop.
 - A frame above FRAME_SIZE_MAX ends its connection inside libzmq before anything is allocated for it.
 - A client that does not read its answers: libzmq holds PIPE_MESSAGES of them, then ours wait here, at most
-  BACKLOG_BYTES_MAX (one answer of any allowed size may always wait on an empty queue); then the session is cut
-  off: what waits is dropped and further requests of that session are ignored.
-- libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while more than
-  half of the descriptors are in use, and opened again below a quarter.
+  BACKLOG_BYTES_MAX (one answer of any allowed size may always wait on an empty queue), and at most STUCK_NS_MAX
+  without one of them leaving; then the session is cut off: what waits is dropped and further requests of that
+  session are ignored. While nothing leaves we look again ever more seldom, down to RETRY_MS_MAX. A ROUTER cannot
+  close one peer; so the first request after the session has begun to read again is answered as usual, and before
+  it goes a message with id null and error 1000 that says that answers were dropped.
+- libzmq aborts the process when accept fails for lack of descriptors. So the listener is closed while connections
+  use more than half of the descriptors that the logs leave, and opened again below a quarter. The sessions that it
+  had accepted end with it, so it is the last resort that it looks like: clients come back when it is open, and
+  repeat.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import zmq
 
 from node import journal
 from shmlog import process
+from shmlog.clock import NS_PER_S, Clock
+from shmlog.errors import Code
+from shmlog.log.storage import Buffer
+from shmlog.protocol import header
 
 FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
 PEER_MESSAGES = 256
 PEER_RECONNECT_MS, PEER_RECONNECT_MAX_MS = 10, 160
 BACKLOG_BYTES_MAX = 4 << 20
+STUCK_NS_MAX = 30 * NS_PER_S
+RETRY_MS_MAX = 100
 CUT_OFF_MAX = 4096
+COPY_BYTES_MAX = 128 << 10  # of a peer's frame; what is larger is read where libzmq has put it
 _POLLIN = int(zmq.POLLIN)
 
 
@@ -52,6 +64,21 @@ class Ready(NamedTuple):
     descriptors: tuple[int, ...] = ()
 
 
+def _dropped_notice(frames: Sequence[bytes]) -> list[bytes]:
+    """What a session that was cut off is told, in the form of its request."""
+    envelope = not frames[0]
+    message = {
+        "id": None,
+        "error": int(Code.BUSY),
+        "name": Code.BUSY.name,
+        "retriable": True,
+        "message": "this session did not read: answers to earlier requests were dropped",
+    }
+    first = frames[1] if envelope and len(frames) > 1 else frames[0] or b"{"
+    encoded = header.encode(message, header.codec_of(first))
+    return [b"", encoded] if envelope else [encoded]
+
+
 class Wire(Protocol):
     """What the loop needs of its sockets."""
 
@@ -67,8 +94,8 @@ class Wire(Protocol):
         """Not any more; before it is closed."""
         ...
 
-    def receive_peer(self) -> list[bytes] | None:
-        """One message of another broker; None if there is none."""
+    def receive_peer(self) -> Sequence[Buffer] | None:
+        """One message of another broker, its header as bytes; None if there is none."""
         ...
 
     def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
@@ -87,8 +114,8 @@ class Wire(Protocol):
         """Answer a session; never blocks."""
         ...
 
-    def flush(self) -> bool:
-        """Send what had to wait; True if something still does."""
+    def flush(self) -> int:
+        """Send what had to wait; in how many ms to come again, 0 if nothing waits."""
         ...
 
     def guard_descriptors(self) -> None:
@@ -110,6 +137,8 @@ class ZmqWire:
         peers: Mapping[int, str],
         wake_fd: int,
         descriptors_max: int,
+        log_files: Callable[[], int],
+        clock: Clock,
     ) -> None:
         self._context = zmq.Context(io_threads=1)
         self._endpoint = endpoint
@@ -126,8 +155,12 @@ class ZmqWire:
             self._poller.register(waited, zmq.POLLIN)
         self._wake_fd = wake_fd
         self._descriptors_max = descriptors_max
+        self._log_files = log_files
         self._backlog: dict[bytes, deque[Sequence[bytes]]] = {}
         self._backlog_bytes: dict[bytes, int] = {}
+        self._moved_ns: dict[bytes, int] = {}  # when a client's backlog began or last shrank
+        self._retry_ms = 1
+        self._clock = clock
         self._cut_off: dict[bytes, None] = {}
         for broker in self._peers:
             self._dial(broker)  # early: what is sent before the connection stands is lost
@@ -167,11 +200,12 @@ class ZmqWire:
     def unwatch(self, descriptor: int) -> None:
         self._poller.unregister(descriptor)
 
-    def receive_peer(self) -> list[bytes] | None:
+    def receive_peer(self) -> Sequence[Buffer] | None:
         if not self._peer_socket.getsockopt(zmq.EVENTS) & _POLLIN:
             return None
-        frames: list[bytes] = self._peer_socket.recv_multipart(zmq.NOBLOCK)[1:]
-        return frames
+        _, head, *rest = self._peer_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        large = COPY_BYTES_MAX
+        return [head.bytes, *(f.bytes if len(f) <= large else f.buffer for f in rest)]
 
     def send_peer(self, broker: int, frames: Sequence[bytes]) -> None:
         try:
@@ -199,7 +233,10 @@ class ZmqWire:
             return None
         client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:
-            return Received(client, [])
+            if not frames or not self._try_send(client, _dropped_notice(frames)):
+                return Received(client, [])
+            del self._cut_off[client]
+            journal.event("client reads again", client=client.hex())
         return Received(client, frames)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
@@ -223,35 +260,54 @@ class ZmqWire:
         size = sum(map(len, frames))
         waiting = self._backlog_bytes.get(client, 0)
         if waiting and waiting + size > BACKLOG_BYTES_MAX:
-            journal.warning("client cut off", reason="does not read", waiting_bytes=waiting)
-            self._drop(client)
-            if len(self._cut_off) >= CUT_OFF_MAX:
-                del self._cut_off[next(iter(self._cut_off))]
-            self._cut_off[client] = None
+            self._cut(client)
             return
         self._backlog.setdefault(client, deque()).append(frames)
         self._backlog_bytes[client] = waiting + size
+        self._moved_ns.setdefault(client, self._clock.monotonic_ns())
+
+    def _cut(self, client: bytes) -> None:
+        waiting = self._backlog_bytes[client]
+        journal.warning("client cut off", reason="does not read", waiting_bytes=waiting)
+        self._drop(client)
+        if len(self._cut_off) >= CUT_OFF_MAX:
+            del self._cut_off[next(iter(self._cut_off))]
+        self._cut_off[client] = None
 
     def _drop(self, client: bytes) -> None:
         self._backlog.pop(client, None)
         self._backlog_bytes.pop(client, None)
+        self._moved_ns.pop(client, None)
 
-    def flush(self) -> bool:
+    def flush(self) -> int:
+        now_ns = self._clock.monotonic_ns()
+        moved = False
         for client in list(self._backlog):
             queue = self._backlog[client]
             while queue and self._try_send(client, queue[0]):
                 self._backlog_bytes[client] -= sum(map(len, queue.popleft()))
+                self._moved_ns[client] = now_ns
+                moved = True
             if not queue:
                 self._drop(client)
-        return bool(self._backlog)
+            elif now_ns - self._moved_ns[client] > STUCK_NS_MAX:
+                self._cut(client)
+        self._retry_ms = 1 if moved or not self._backlog else min(2 * self._retry_ms, RETRY_MS_MAX)
+        return self._retry_ms if self._backlog else 0
 
     def guard_descriptors(self) -> None:
-        used = process.open_descriptors()
-        if self._bound and used > self._descriptors_max // 2:
+        files = self._log_files()
+        used, limit = process.open_descriptors() - files, self._descriptors_max - files
+        if self._bound and used > limit // 2:
             self._socket.unbind(self._endpoint)
             self._bound = False
-            journal.warning("listener closed", open_descriptors=used, limit=self._descriptors_max)
-        elif not self._bound and used < self._descriptors_max // 4:
+            journal.warning(
+                "listener closed",
+                open_descriptors=used,
+                log_files=files,
+                limit=self._descriptors_max,
+            )
+        elif not self._bound and used < limit // 4:
             self._bind()
             journal.event("listener opened", open_descriptors=used)
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 Runnable = Callable[[], object]
+_SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 class Lane(enum.Enum):
@@ -39,14 +40,15 @@ THREADS = {Lane.METADATA: 1, Lane.SYNC: 2, Lane.FILES: 1, Lane.OPEN: 4}
 class Completion(NamedTuple):
     """A job that has run. `error` is what it raised; `done` is for the loop to call."""
 
+    lane: Lane
     done: Callable[[object, BaseException | None], None]
     result: object
     error: BaseException | None
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Is this the lack of space that a broker survives?"""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Is this the lack of space, or of descriptors, that a broker survives?"""
+    return isinstance(error, OSError) and error.errno in _SCARCE
 
 
 class Workers(Protocol):
@@ -140,5 +142,5 @@ class ThreadWorkers:
                 result = run()
             except BaseException as raised:  # noqa: BLE001 - handed to the loop, which decides
                 error = raised
-            self._done.append(Completion(done, result, error))
+            self._done.append(Completion(lane, done, result, error))
             os.eventfd_write(self._eventfd, 1)

@@ -125,7 +125,7 @@ def _configs(given: tuple[str, ...], **named: str | None) -> dict[str, Any]:
 @click.argument("name")
 @click.pass_obj
 def describe(settings: Settings, name: str) -> None:
-    """Show a topic: settings, leaders, offsets."""
+    """Show a topic: settings, leaders, offsets. In a pipe: partitions only; --json has all."""
     with open_admin(settings) as admin:
         found = _described(admin.describe_topic(name))
     if settings.wants_json:
@@ -196,7 +196,7 @@ def trim(
         found = admin.describe_topic(name)
         if partition >= found.partition_count:
             count = plural(found.partition_count, "partition")
-            raise UnknownTopic(f"topic {name} has {count}, not number {partition}")
+            raise UnknownTopic(f"topic {name} has {count}, not number {partition}", hint="")
         with Consumer(name, where=settings.where, partitions=[partition], start=wanted) as there:
             offset = there.position(there.assignment[0])
         ends = found.partitions[partition]

@@ -79,6 +79,7 @@ def consume(
     """Read records of TOPICs (names or patterns such as 'orders.*') and go on following.
 
     With -e or -n, --timeout is for the command: exit 4 if the end has not come by then.
+    The format language: docs/operations.md, or -f '%k\\t%v\\n'.
     """
     printer = Printer(given_or_default(text, settings), terminal=sys.stdout.isatty())
     start, stop = parse_range(position)

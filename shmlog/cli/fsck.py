@@ -14,6 +14,7 @@ from shmlog import directory, process, registry
 from shmlog.cli.render import Column, write_object, write_rows
 from shmlog.cli.settings import Settings
 from shmlog.errors import InvalidConfig
+from shmlog.log import opened
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.paths import parse_partition_dir
 from shmlog.log.verify import verify
@@ -28,14 +29,18 @@ COLUMNS = (
 
 
 @click.command()
-@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("path", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.pass_obj
-def fsck(settings: Settings, path: Path) -> int:
+def fsck(settings: Settings, path: Path | None) -> int:
     """Check every file of a stopped cluster: CRCs, offsets, epochs, index. Changes nothing.
 
-    Exit 7 if something is damaged. What the next start repairs by itself (a torn tail, an index) is
-    noted and is no damage.
+    Exit 7 if something is damaged, or a partition is missing. What the next start repairs by itself
+    (a torn tail, an index) and what lies wholly below the log start is noted and is no damage.
     """
+    if path is None:
+        if settings.dir is None:
+            raise click.UsageError("no directory: name one, as DIR or with -d DIR")
+        path = Path(settings.dir)
     cluster = directory.load_cluster(path)
     supervisor = directory.read_supervisor(path)
     if supervisor is not None:
@@ -46,6 +51,7 @@ def fsck(settings: Settings, path: Path) -> int:
             if (data_dir / "lock").exists():  # else no broker has ever started here
                 _keep_out(locks, data_dir)
                 rows += _verified(broker, data_dir)
+                rows += _missing(broker, data_dir)
     damaged = sum(bool(row["damage"]) for row in rows)
     if settings.output == "json":
         found = {"cluster": cluster.cluster, "damaged": damaged, "partitions": rows}
@@ -70,11 +76,28 @@ def _keep_out(locks: ExitStack, data_dir: Path) -> None:
         raise InvalidConfig(f"a broker runs on {data_dir} (pid {owner}): stop it first")
 
 
+def _missing(broker: int, data_dir: Path) -> Iterator[dict[str, Any]]:
+    """Partitions that were here at an earlier start: no directory, or nothing in it."""
+    storage = OsStorage()
+    for name in opened.marks(storage, str(data_dir)):
+        directory = data_dir / name
+        if directory.is_dir() and any(directory.iterdir()):
+            continue
+        text = (
+            f"{directory} is missing: put it back from a copy, or remove "
+            f"{opened.mark_path(str(directory))} to begin with an empty one"
+        )
+        numbers = dict.fromkeys(NUMBERS, 0)
+        yield {"broker": broker, "partition": name, **numbers, "damage": [text], "notes": []}
+
+
 def _verified(broker: int, data_dir: Path) -> Iterator[dict[str, Any]]:
     storage = OsStorage()
     for name in storage.list(str(data_dir)):
         if parse_partition_dir(name) is None or not (data_dir / name).is_dir():
             continue
+        if not any((data_dir / name).iterdir()):
+            continue  # see _missing
         found = verify(storage, str(data_dir / name))
         yield {
             "broker": broker,

@@ -12,6 +12,7 @@ added when a command is loaded, of every command below it; the later one on the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -104,6 +105,12 @@ def _add_global_options(command: click.Command) -> None:
         _add_global_options(child)
 
 
+def _forget_output() -> None:
+    """Nothing may be written at exit either."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
 
@@ -127,8 +134,7 @@ class LazyGroup(click.Group):
             status = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever read our output has had enough. Nothing may be written at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _forget_output()  # whoever read our output has had enough
             return 0
         return status
 
@@ -148,7 +154,7 @@ def error_text(error: ShmlogError) -> str:
     if error.exit_status == 2 or "\n" in str(error):
         return str(error)
     name = f" ({error.name})" if error.exit_status == 1 else ""
-    return f"{error}{name}\n  {error.hint}"
+    return f"{error}{name}" + (f"\n  {error.hint}" if error.hint else "")
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:
@@ -165,6 +171,11 @@ def execute(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except OSError as error:
+        # Output that cannot be written, an input file that cannot be read: the user's, not a bug.
+        click.echo(f"error: {error}", err=True)
+        _forget_output()
+        return 1
     return status if isinstance(status, int) else 0
 
 

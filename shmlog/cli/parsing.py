@@ -150,8 +150,8 @@ class Parser:
         why = f"{why}: {piece[:80]!r}"
         if self.separator == b"\n":
             line = self._done * self._per_piece + 1
-            return SerializationError(f"line {line}: {why}", line=line)
-        return SerializationError(f"record {self._done + 1}: {why}", record=self._done + 1)
+            return SerializationError(f"line {line}: {why}", line=line, hint="")
+        return SerializationError(f"record {self._done + 1}: {why}", record=self._done + 1, hint="")
 
 
 def _letter(token: Field | Headers) -> str:

@@ -65,7 +65,8 @@ def produce(
 ) -> int:
     """Write records from FILES or standard input, one a line.
 
-    --timeout is for each record: without its ack by then it has failed.
+    --timeout is for each record: without its ack by then it has failed. Exit 6: the records before
+    the one that is named are written, the rest was not read.
     """
     text = given_or_default(text, settings)
     letters = Parser(text).letters
@@ -93,7 +94,12 @@ def produce(
         settings.say(sender.account())
     if sender.cause is not None:
         click.echo(f"first failure: {sender.cause}", err=True)
+        click.echo(f"stopped behind record {sender.queued:,}: the rest was not read", err=True)
         return PARTLY_DONE if sender.queued > sender.failed else sender.cause.exit_status
+    if isinstance(trouble, ShmlogError) and sender.queued:
+        click.echo(f"{trouble} ({trouble.name})", err=True)
+        click.echo(f"stopped behind record {sender.queued:,}: the rest was not read", err=True)
+        return PARTLY_DONE
     if trouble is not None:
         raise trouble
     return 0

@@ -31,7 +31,10 @@ COLUMNS = (
 @click.option("--pid", "broker", type=int, metavar="BROKER", help="Print a broker's pid, no more.")
 @click.pass_obj
 def status(settings: Settings, broker: int | None) -> int:
-    """Health check: exit 5 if no broker answers or a partition has no leader."""
+    """Health check: exit 5 if no broker answers or a partition has no leader.
+
+    In a pipe: brokers only; --json has all.
+    """
     if broker is not None:
         living = directory.read_brokers(found_directory(settings))
         if broker not in living:
@@ -39,6 +42,8 @@ def status(settings: Settings, broker: int | None) -> int:
         click.echo(living[broker].pid)
         return 0
     health = _ask(settings)
+    if health["directory"] is not None and health["supervisor"] is None:
+        click.echo("warning: no supervisor lives: a broker that dies stays dead", err=True)
     if settings.wants_json:
         write_object(health)
     else:

@@ -49,6 +49,7 @@ IN_FLIGHT_MAX = 5  # the leader remembers so many batches of a producer
 BATCH_OVERHEAD = HEADER_SIZE + builder.BATCH_SLACK
 EPOCH_MAX = 32767
 _EXPIRY_NS = 86_400 * NS_PER_S  # a leader forgets a producer that was idle for longer
+FAILURES_MIN = 64
 _UNKNOWN_FATE = frozenset(
     {
         Code.NOT_LEADER_OR_FOLLOWER,
@@ -69,6 +70,7 @@ class Batch:
 
     __slots__ = (
         "array",
+        "asked",
         "attempt",
         "base_offset",
         "count",
@@ -109,6 +111,7 @@ class Batch:
         self.refreshed = False  # the metadata has been renewed because of it
         self.done = False
         self.error: ShmlogError | None = None
+        self.asked: set[int] = set()  # the records whose owners were told the error
         self.base_offset = -1
         self.waiter: threading.Event | None = None
 
@@ -117,6 +120,10 @@ class Batch:
         for column in (self.keys, self.headers, self.values, self.times):
             if isinstance(column, list):
                 del column[self.count :]
+
+    def told(self) -> bool:
+        """Has the owner of each record been told that it failed?"""
+        return len(self.asked) == self.count
 
     def encode(self, codec: Codec, producer_id: int, epoch: int) -> None:
         """Make the bytes, or give them to another producer epoch. Raises InvalidRecord and the
@@ -156,6 +163,7 @@ class PartitionQueue:
         "batches",
         "broken",
         "cause",
+        "gone",
         "has_leader",
         "leader_epoch",
         "limit",
@@ -184,6 +192,9 @@ class PartitionQueue:
         self.leader_epoch = -1  # the newest that is known
         self.acked_ns: int | None = None  # the last ack
         self.cause: ShmlogError | None = None  # of the last failure, until a success
+        self.gone: ShmlogError | None = (
+            None  # its topic does not exist any more: every failure is final
+        )
 
     def queued_bytes(self) -> int:
         """Bytes without a fate."""
@@ -219,7 +230,8 @@ class Accumulator:
         self.buffered = 0
         self.flushing = 0
         self.fatal: ShmlogError | None = None
-        self.failures: list[Batch] = []
+        self.failures: list[Batch] = []  # for flush; swept of those whose owners have asked
+        self._sweep_at = FAILURES_MIN
         self.finished: list[Batch] = []
         self.bump_pending = False
         # What is known of a partition's leader, for errors; "" if there is nothing to tell.
@@ -359,6 +371,8 @@ class Accumulator:
                 self._take_again(queue, now, ready)
             return ready
         for queue in list(self._active):
+            if queue.gone is not None:
+                self._bury(queue, queue.gone)
             self._take_again(queue, now, ready)
             self._take_new(queue, now, ready)
             if not queue.batches and not queue.unresolved:
@@ -470,7 +484,9 @@ class Accumulator:
         batch.on_wire = False
         if not answered or (error.code in _UNKNOWN_FATE and not self.at_most_once):
             batch.uncertain = True
-        if error.code in _SEQUENCE and self.idempotent:
+        if queue.gone is not None:
+            self._drop(batch, queue.gone)
+        elif error.code in _SEQUENCE and self.idempotent:
             self._out_of_sequence(batch, error, now)
         elif error.code == Code.INVALID_PRODUCER_EPOCH:
             self.give_up(error)
@@ -508,12 +524,12 @@ class Accumulator:
                 self.failed(batch, error, False, now)
 
     def topic_gone(self, topic: str, error: ShmlogError) -> None:
-        """The topic does not exist (any more): fail what waits for it."""
-        for queue in list(self._active):
+        """The topic does not exist (any more): fail what waits for it, and what comes back failed."""
+        for queue in self._queues:
             if queue.tp.topic == topic:
-                for batch in [b for b in queue.unresolved if not b.on_wire]:
-                    self._drop(batch, error)
-                self._fail_unsent(queue, error)
+                queue.gone = error
+                self._bury(queue, error)
+        self._queues = [queue for queue in self._queues if queue.gone is None]
 
     def give_up(self, error: ShmlogError) -> None:
         """The producer is finished: fail everything, and every call from now on."""
@@ -601,6 +617,11 @@ class Accumulator:
         error.__cause__ = queue.cause
         return error
 
+    def _bury(self, queue: PartitionQueue, error: ShmlogError) -> None:
+        for batch in [b for b in queue.unresolved if not b.on_wire]:
+            self._drop(batch, error)
+        self._fail_unsent(queue, error)
+
     def _fail_unsent(self, queue: PartitionQueue, error: ShmlogError) -> None:
         queue.open = None
         while queue.batches:
@@ -613,6 +634,9 @@ class Accumulator:
             batch.values = batch.keys = batch.headers = batch.array = None
         else:
             batch.error = error
+            if len(self.failures) >= self._sweep_at:
+                self.failures = [failed for failed in self.failures if not failed.told()]
+                self._sweep_at = 2 * len(self.failures) + FAILURES_MIN
             self.failures.append(batch)
         batch.encoded = None
         batch.done = True

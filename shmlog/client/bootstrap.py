@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from shmlog.directory import (
     read_supervisor,
     watch_broker,
 )
+from shmlog.errors import ClusterNotFound
 
 RESTART_WAIT_NS = 5 * NS_PER_S  # the supervisor's longest pause is one second
 
@@ -79,9 +81,19 @@ def look_around(where: Where) -> Surroundings:
     location = find_cluster(where)
     if location.directory is not None:
         _wait_for_restart(location.directory)
+    if location.endpoint is not None:
+        _check_listener(location.endpoint)
     surroundings = Surroundings(location.directory, location.endpoint)
     surroundings.endpoints()
     return surroundings
+
+
+def _check_listener(endpoint: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(endpoint.removeprefix("ipc://"))
+        except OSError as error:
+            raise ClusterNotFound(f"nobody listens at {endpoint}: {error.strerror}") from None
 
 
 def _wait_for_restart(directory: Path) -> None:

@@ -22,6 +22,7 @@ from shmlog.client.fetches import ENDLESS, Fetches, PartitionReader
 from shmlog.client.positions import Position, Positionable
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import (
+    Code,
     InvalidConfig,
     InvalidRequest,
     OffsetOutOfRange,
@@ -47,7 +48,8 @@ class Consumer:
         partitions: numbers (of every topic), or TopicPartitions; None: all.
         start: a position (see shmlog.client.positions), or a range "A:B" that sets `stop` too.
         stop: where to end; "latest" is the end as of now. None: never.
-        out_of_range: "error", or "reset" = go to the earliest offset and tell `on_error`.
+        out_of_range: "error", or "reset" = go to the earliest offset and tell `on_error`. A topic that was
+            deleted and made again is read from `start`, after UnknownTopic (100) was raised, or told.
         on_truncation: when records that were read are not in the log any more (a power cut, a
             replica that came back without them): "raise" LogTruncated, with the range, once; or
             "continue" = tell `on_error` only. Either way reading goes on where the log was cut.
@@ -58,6 +60,8 @@ class Consumer:
         on_error: is told what does not end the reading.
     A change of leaders is no event: the reader goes on at the new one, with no gap and no repeat.
     When the constructor returns, every position is fixed: nothing written from then on is missed.
+    Without `partitions` and `stop`, partitions that are added to its topics are read too, from their log
+    start, within five minutes.
     """
 
     def __init__(
@@ -108,13 +112,17 @@ class Consumer:
             check_body=self._check_crcs is not False,
         )
         session.refresher.on_metadata = self._on_metadata
+        self._grows = False
+        self._added: dict[TopicPartition, str] = {}  # new partitions and their topic ids
         self._batch: Batch | None = None  # partly handed out, record by record
         self._taken = 0
         try:
             with self._engine.lock:
                 self._assign(topics, partitions)
                 stop_at = positions.parse(stop) if stop is not None else last
-                self._fix(list(self._readers), first or positions.EARLIEST, stop_at)
+                self._grows = partitions is None and stop_at is None
+                self._start, self._stop = first or positions.EARLIEST, stop_at
+                self._fix(list(self._readers), self._start, stop_at)
         except BaseException:
             self.close()
             raise
@@ -267,6 +275,7 @@ class Consumer:
                         f"topic {info.topic!r} has partitions 0..{count - 1}, not {number}",
                         topic=info.topic,
                         partition=number,
+                        hint="",
                     )
                 tp = TopicPartition(info.topic, number)
                 self._fetches.add(PartitionReader(tp, info.topic_id, 0, ENDLESS))
@@ -335,6 +344,8 @@ class Consumer:
         while True:
             if self._fetches.truncated:
                 self._report_truncation()
+            if self._added:
+                self._take_added()
             reader = self._find(copy)
             if reader is not None:
                 return self._hand_out(reader)
@@ -351,6 +362,12 @@ class Consumer:
                 wait_ns = retry_ns - now
                 left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
             engine.pump(left_ns)
+
+    def _take_added(self) -> None:
+        found = self._engine.list_offsets([(tp, _EARLIEST) for tp in self._added])
+        added, self._added = self._added, {}
+        for tp, topic_id in added.items():
+            self._fetches.add(PartitionReader(tp, topic_id, found[tp, _EARLIEST].offset, ENDLESS))
 
     def _find(self, copy: bool) -> PartitionReader | None:
         """A partition with something in its buffer, filled from its ring if need be."""
@@ -463,9 +480,35 @@ class Consumer:
             if self._reset and isinstance(error, OffsetOutOfRange):
                 self._go_to_start(reader, error)
             elif isinstance(error, UnknownTopic):
-                raise self._engine.unknown_topic(reader.tp.topic) from None
+                self._begin_anew(reader)
             else:
                 raise error
+
+    def _begin_anew(self, gone: PartitionReader) -> None:
+        """The topic was deleted. One of the same name is another log: the old positions mean nothing in it."""
+        topic = gone.tp.topic
+        answers = self._engine.refresh([topic]).topics
+        info = next((t for t in answers if t.topic == topic and not t.error), None)
+        count = 0 if info is None or info.topic_id == gone.topic_id else len(info.partitions)
+        if info is None or gone.tp.partition >= count:
+            raise self._engine.unknown_topic(topic) from None
+        tps = [tp for tp in self._readers if tp.topic == topic and tp.partition < count]
+        for tp in tps:
+            self._readers[tp].begin_anew(info.topic_id)
+        start = self._start
+        if start.kind is positions.Kind.OFFSET:
+            start = positions.EARLIEST  # an offset of the old log
+        self._fix(tps, start, self._stop)
+        news = UnknownTopic(
+            f"topic {topic!r} was deleted and made again: its old positions are dropped, reading goes on in "
+            f"the new one from {start.kind.value}",
+            code=Code.UNKNOWN_TOPIC_ID,
+            topic=topic,
+        )
+        if not self._reset:
+            raise news
+        if self._on_error is not None:
+            self._on_error(news)
 
     def _go_to_start(self, reader: PartitionReader, error: ShmlogError) -> None:
         before = reader.position
@@ -493,6 +536,12 @@ class Consumer:
                 reader.error = UnknownTopic(f"topic {reader.tp.topic!r} was deleted")
             elif metadata.leader(reader.tp) is None:
                 self._fetches.news_wanted = True
+        for topic in self._engine.session.topics if self._grows else ():
+            info = metadata.topics[topic]
+            for number in range(len(info.partitions)):
+                tp = TopicPartition(topic, number)
+                if tp not in self._readers and not info.error:
+                    self._added[tp] = info.topic_id
 
 
 def _needs_ends(position: Position) -> bool:

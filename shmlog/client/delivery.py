@@ -66,6 +66,7 @@ class Delivery(tuple["Batch", int]):
         if not wait_done(batch, optional_ns(timeout, "timeout")):
             raise RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}; it may still come")
         if batch.error is not None:
+            batch.asked.add(index)
             raise batch.error
         times = batch.times
         return RecordMeta(
@@ -77,9 +78,12 @@ class Delivery(tuple["Batch", int]):
 
     def exception(self, timeout: Duration | None = None) -> ShmlogError | None:
         """Wait; the error, or None if the record was delivered."""
-        if not wait_done(self[0], optional_ns(timeout, "timeout")):
-            raise RequestTimedOut(f"{self[0].queue.tp}: no ack within {timeout}")
-        return self[0].error
+        batch, index = self
+        if not wait_done(batch, optional_ns(timeout, "timeout")):
+            raise RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}")
+        if batch.error is not None:
+            batch.asked.add(index)
+        return batch.error
 
     @property
     def topic(self) -> str:

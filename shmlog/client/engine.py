@@ -34,6 +34,7 @@ from shmlog.protocol.header import Big
 from shmlog.protocol.messages import ListOffsets, Metadata, MetadataAnswer, OffsetQuestion, Request
 
 API_TIMEOUT_NS = 60 * NS_PER_S
+CLOSE_PATIENCE_S = 5.0
 
 
 class Place(NamedTuple):
@@ -194,7 +195,8 @@ class Engine:
         if transport is None:
             return
         transport.wake()
-        if self.lock.acquire(blocking=False):
+        # Who waits in `pump` raises now and lets go; who does not pump again lets go soon.
+        if self.lock.acquire(timeout=CLOSE_PATIENCE_S):
             try:
                 self._release()
             finally:

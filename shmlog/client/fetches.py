@@ -137,6 +137,13 @@ class PartitionReader:
             self.fetch_offset = self.position
             self.leader_epoch = epoch if self.position == end else -1
 
+    def begin_anew(self, topic_id: str) -> None:
+        """The topic is another one by now; a seek follows."""
+        self.topic_id = topic_id
+        self.attempts = self.damage = self.retry_at_ns = 0
+        self.refreshed = False
+        self.let_ring_go()
+
     def let_ring_go(self) -> None:
         """Another leader, or none: its ring says nothing any more."""
         self.caught_up = False

@@ -97,6 +97,7 @@ class IoThread(threading.Thread):
         self.topic_errors: dict[str, ShmlogError] = {}
         self.asleep = False
         self.stopping = False
+        self.metadata_count = 0  # answers taken in
         self.waiters = 0  # threads that wait for `changed`
         self._clock = clock
         self._acks = acks
@@ -363,6 +364,7 @@ class IoThread(threading.Thread):
         metadata = self._session.metadata
         missing = False
         with self.lock:
+            self.metadata_count += 1
             for name in self._session.topics:
                 info = metadata.topics.get(name)
                 if info is None or info.error == _NO_ERROR_YET:

@@ -50,6 +50,9 @@ _MIB = 1 << 20
 class Producer:
     """Sends records. Usable from several threads; use it in a `with`, or call `close`.
 
+    Records that failed are kept, with their values, for the next `flush` or `close` to raise, unless
+    their deliveries were asked: so ask, or flush now and then.
+
     Args:
         acks: "all" (committed), "1" (stored by the leader), "0" (no promise, no offset, no retry
             after a loss).
@@ -412,11 +415,17 @@ class Producer:
         if partition is None:
             assert key is not None
             return queues[partition_for_key(key, len(queues))]
+        if partition >= len(queues):
+            # It may have been added since. `queues` grows in place.
+            count = self._io.metadata_count
+            self._io.want(state.name)
+            self._wait_changed(lambda: self._io.metadata_count > count)
         if not 0 <= partition < len(queues):
             raise UnknownTopic(
                 f"topic {state.name!r} has partitions 0..{len(queues) - 1}, not {partition}",
                 topic=state.name,
                 partition=partition,
+                hint="",
             )
         return queues[partition]
 

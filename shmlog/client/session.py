@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from shmlog.client.bootstrap import Watch
 
 BACKOFF_NS = 5 * NS_PER_MS
+METADATA_AGE_NS = 300 * NS_PER_S
 SILENCE_NS = 500 * NS_PER_MS  # who owes an answer for so long may hang
 _NEVER = 1 << 62
 _REPEATABLE = (  # may be asked twice at the same time: nothing is changed by them
@@ -197,6 +198,7 @@ class Session:
         self._heard: dict[str, int] = {}  # when an endpoint answered last
         self._silent: set[str] = set()  # endpoints that owe an answer
         self._look_ns = _NEVER  # when the next request is overdue
+        self._aged_ns = 0  # when the metadata is too old; 0: not known yet
 
     # --- inputs
 
@@ -247,6 +249,7 @@ class Session:
 
     def take_metadata(self, answer: MetadataAnswer, now: int) -> None:
         """News of the cluster. What is in flight at a silent broker that it has fenced ends."""
+        self._aged_ns = now + METADATA_AGE_NS
         self.metadata.apply(answer)
         for broker in self.metadata.brokers.values():
             endpoint = broker.endpoint
@@ -341,6 +344,10 @@ class Session:
                 self._deadlines.pop(timeout_ns, None)
         if self._look_ns <= now:
             self._look(now)
+        if self.topics and now >= self._aged_ns:
+            if self._aged_ns:
+                self.refresh(now)
+            self._aged_ns = now + METADATA_AGE_NS
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2](now)
 
@@ -364,6 +371,8 @@ class Session:
         due = self._timers[0][0] if self._timers else None
         if self._pending and (due is None or self._look_ns < due):
             due = self._look_ns
+        if self.topics and (due is None or self._aged_ns < due):
+            due = self._aged_ns
         for line in self._deadlines.values():
             while line and line[0][1] not in self._pending:
                 line.popleft()

@@ -183,9 +183,8 @@ class Transport:
             self._unwatch(endpoint)
 
     def wake(self) -> None:
-        """Make a `poll` of another thread return. Callable from any thread."""
-        if not self._closed:
-            os.eventfd_write(self._wake_fd, 1)
+        """Make a `poll` of another thread return. Callable from any thread, also after `close`."""
+        os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
         """Close every socket; what was not sent is dropped. Idempotent."""
@@ -195,7 +194,11 @@ class Transport:
         self.disconnect()
         self._context.term()
         self._epoll.close()
-        os.close(self._wake_fd)
+
+    def __del__(self) -> None:
+        # Not in `close`: another thread may be about to `wake`, and the number may be a file's by then.
+        if hasattr(self, "_wake_fd"):
+            os.close(self._wake_fd)
 
     def _connect(self, endpoint: str) -> _Link:
         socket = self._context.socket(zmq.DEALER)

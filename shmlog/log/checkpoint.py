@@ -11,6 +11,7 @@ falls back to what the batches say. What a cut makes untrue is therefore replace
 
 from __future__ import annotations
 
+import errno
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -50,6 +51,25 @@ class EpochTable(msgspec.Struct, frozen=True):
 
 def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
     """Make `value` durable at `path`. In a worker: this syncs."""
+    exists = storage.exists(path)
+    if not exists and storage.exists(path + ".previous") and storage.exists(path + ".new"):
+        storage.rename(path + ".new", path)  # stopped between the two renames: that is the newest
+        exists = True
+    try:
+        _write_aside(storage, path, value)
+    except OSError as error:
+        if not exists or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # The generation before gives its block: what is written here may be what makes room.
+        storage.unlink(path + ".previous")
+        _write_aside(storage, path, value)
+    if exists:
+        storage.rename(path, path + ".previous")
+    storage.rename(path + ".new", path)
+    storage.sync_dir(path.rpartition("/")[0])
+
+
+def _write_aside(storage: Storage, path: str, value: msgspec.Struct) -> None:
     payload = msgspec.msgpack.encode(value)
     file = storage.open(path + ".new", create=True)
     try:
@@ -58,10 +78,6 @@ def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
         file.sync()
     finally:
         file.close()
-    if storage.exists(path):
-        storage.rename(path, path + ".previous")
-    storage.rename(path + ".new", path)
-    storage.sync_dir(path.rpartition("/")[0])
 
 
 def replace(storage: Storage, path: str, value: msgspec.Struct) -> None:

@@ -3,6 +3,9 @@
 One entry per `index_interval_bytes`, at batch boundaries. In memory three growing numpy columns; on disk 24 bytes
 an entry behind a head with a CRC, written when the segment is sealed or closed. It is a hint: missing or damaged,
 it is rebuilt from the batches.
+
+A running maximum says little behind a record far in the future. So in memory each entry has a bound of its own too:
+no record between it and the next one is newer. A search that has walked them lowers it (`learn`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ class SparseIndex:
     def __init__(self, interval_bytes: int) -> None:
         self._interval_bytes = interval_bytes
         self._entries = np.zeros(16, _ENTRY)
+        self._newest = np.zeros(16, np.int64)  # per entry: no record up to the next one is newer
         self._count = 0
         self._last_position = -interval_bytes
         self.max_timestamp_ns = -1  # of all batches seen, in the index or not
@@ -41,12 +45,15 @@ class SparseIndex:
         """
         if position - self._last_position >= self._interval_bytes:
             if self._count == len(self._entries):
-                self._entries = np.concatenate(
-                    [self._entries, np.zeros(max(16, self._count), _ENTRY)]
-                )
+                more = max(16, self._count)
+                self._entries = np.concatenate([self._entries, np.zeros(more, _ENTRY)])
+                self._newest = np.concatenate([self._newest, np.zeros(more, np.int64)])
             self._entries[self._count] = (offset, position, self.max_timestamp_ns)
+            self._newest[self._count] = timestamp_ns
             self._count += 1
             self._last_position = position
+        elif timestamp_ns > self._newest[self._count - 1]:
+            self._newest[self._count - 1] = timestamp_ns
         self.max_timestamp_ns = max(self.max_timestamp_ns, timestamp_ns)
 
     def entry_for_offset(self, offset: int) -> tuple[int, int]:
@@ -61,11 +68,19 @@ class SparseIndex:
         place = int(np.searchsorted(offsets, offset, side="right")) - 1
         return int(self._entries["position"][place]) if place >= 0 else 0
 
-    def position_for_time(self, timestamp_ns: int) -> int:
-        """Where to begin walking for the first record at or after a time."""
-        before = self._entries["max_timestamp_ns"][: self._count]
-        place = int(np.searchsorted(before, timestamp_ns, side="left")) - 1
-        return int(self._entries["position"][place]) if place >= 0 else 0
+    def stretches_for_time(self, timestamp_ns: int, from_offset: int) -> Iterator[Stretch]:
+        """Where a record at or after a time may lie at or behind `from_offset`, in order."""
+        entries = self._entries[: self._count]
+        first = max(int(np.searchsorted(entries["offset"], from_offset, side="right")) - 1, 0)
+        for at in np.flatnonzero(self._newest[first : self._count] >= timestamp_ns).tolist():
+            place = first + at
+            last = place + 1 == self._count
+            end = None if last else int(entries["position"][place + 1])
+            yield Stretch(place, int(entries["position"][place]), end)
+
+    def learn(self, place: int, newest_ns: int) -> None:
+        """No record between entry `place` and the next one is newer than this."""
+        self._newest[place] = newest_ns
 
     def truncate(self, position: int, max_timestamp_ns: int) -> None:
         """Forget entries at or behind `position`; the newest timestamp of what remains is given."""
@@ -104,10 +119,19 @@ class SparseIndex:
         size, end_offset, max_timestamp_ns, last_append_time_ns = _EXTENT.unpack_from(body)
         index = cls(interval_bytes)
         index._entries = np.frombuffer(body, _ENTRY, count, _EXTENT.size).copy()
+        index._newest = np.append(index._entries["max_timestamp_ns"], max_timestamp_ns)[1:]
         index._count = count
         index._last_position = int(index._entries["position"][-1]) if count else -interval_bytes
         index.max_timestamp_ns = max_timestamp_ns
         return IndexFile(index, size, end_offset, last_append_time_ns)
+
+
+class Stretch(NamedTuple):
+    """From one entry to the next; `end` None: to the segment's end."""
+
+    place: int
+    position: int
+    end: int | None
 
 
 class IndexFile(NamedTuple):

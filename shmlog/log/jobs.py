@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from shmlog.log.checkpoint import Checkpoint, EpochTable
 from shmlog.log.producers import Snapshot
 from shmlog.log.segment import Segment
+from shmlog.log.small_files import SmallFiles
 from shmlog.log.storage import File, Storage
 
 
@@ -91,11 +93,45 @@ class SpareJob:
 
 
 @dataclass(slots=True)
+class CheckpointJob:
+    """Write what a log knows beside its batches; then remove what lies below its log start.
+
+    In this order: else a start after a kill would miss what was unlinked, or its producers. What is only a help
+    to the next start comes last, so that on a full disk room is made first.
+    """
+
+    files: SmallFiles
+    value: Checkpoint
+    epochs: EpochTable | None
+    snapshot: Snapshot | None
+    removed: list[Segment]
+    sealed: list[Segment]  # their indexes are to be saved
+    twice: bool  # in both generations
+    is_true: Callable[[], bool]
+    generation: int  # of the log: how often it has been cut
+
+    def run(self) -> None:
+        """Small files, synced; unlinks; indexes. Nothing if the log has been cut since."""
+        if not self.is_true():
+            return
+        self.files.write(self.value, self.epochs, self.snapshot)
+        if self.twice:
+            self.files.write(self.value)
+        for segment in self.removed:
+            segment.close()
+            segment.unlink()
+        for segment in self.sealed:
+            segment.save_index()
+
+
+@dataclass(slots=True)
 class CallJob:
-    """Any one call."""
+    """Any one call, if it is still wanted."""
 
     call: Callable[[], None]
+    is_wanted: Callable[[], bool]
 
     def run(self) -> None:
         """Make the call."""
-        self.call()
+        if self.is_wanted():
+            self.call()

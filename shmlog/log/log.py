@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
-from shmlog.log import cutting, paths
+from shmlog.log import cutting, opened, paths
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
-from shmlog.log.jobs import AllocationJob, CallJob, Job, SpareJob, SyncJob
+from shmlog.log.jobs import AllocationJob, CallJob, CheckpointJob, Job, SpareJob, SyncJob
 from shmlog.log.opening import Circumstances, Opening, headers_from
 from shmlog.log.producers import ProducerStates, Snapshot
-from shmlog.log.reading import LogReader
+from shmlog.log.reading import SEALED_OPEN_MAX, LogReader
 from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, Place, Segment
 from shmlog.log.small_files import SmallFiles
@@ -34,6 +34,7 @@ from shmlog.settings import MIB, TopicConfig
 
 ALLOCATION_MIN, ALLOCATION_MAX = 4 * MIB, 16 * MIB
 SNAPSHOT_INTERVAL_NS = 1_000_000_000
+OPEN_FILES_MAX = 1 + SEALED_OPEN_MAX  # descriptors of one log
 _NO_SPACE = cutting.NO_SPACE
 _NOTHING = Snapshot(0, {})
 
@@ -60,8 +61,9 @@ class Log:
         self._files = SmallFiles(storage, directory)
         self._directory_dirty = False
         self._epochs_dirty = False
-        self._snapshot: Snapshot | None = None  # at or below the synced end, to be written
-        self._snapshot_end = 0  # of the newest that was given out to be written
+        # At or below the synced end. Invariant: on disk before a checkpoint or an unlink relies on it.
+        self._snapshot = _NOTHING
+        self._snapshot_handed_out: Snapshot | None = None  # to a job that writes it
         self._snapshot_due_ns = 0
         self._now_ns = 0
         self._level: Level = "os"
@@ -94,7 +96,8 @@ class Log:
         """Open or make a partition's log, and recover it after an unclean stop.
 
         With `replicated` damage does not refuse the start: see `recovery.lossy` and opening.py.
-        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError.
+        Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError. No descriptor
+        stays open then.
         """
         log = cls(storage, directory, topic_id, partition, config)
         circumstances = Circumstances(same_boot, clean, replicated, now_ns)
@@ -108,9 +111,26 @@ class Log:
         log._level, log._lossy = found.level, replicated and found.report.lossy
         # Alone, everything that is there was committed; with others only the leader can say.
         log._high_watermark = found.report.high_watermark if replicated else log.log_end_offset
-        log._sync_all()
-        log._write_checkpoint()
+        log._snapshot = log.producers.snapshot(log.log_end_offset)
+        log._checkpointed = found.checkpoint
+        try:
+            log._sync_all()
+            log._write_recovered(known=not found.report.fresh)
+            log._remember()
+        except BaseException:
+            log.close_files()
+            raise
+        for segment in log._segments[:-1]:
+            segment.close()
         return log
+
+    def _remember(self) -> None:
+        if not opened.was_opened(self._storage, self.directory, self.topic_id):
+            try:
+                opened.remember(self._storage, self.directory, self.topic_id)
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    raise  # else the next start tries again
 
     # -- ends -----------------------------------------------------------------------------------------
 
@@ -128,6 +148,25 @@ class Log:
     def size_bytes(self) -> int:
         """Bytes of batches in all segments."""
         return sum(segment.size for segment in self._segments)
+
+    def bytes_from(self, offset: int, enough: int) -> int:
+        """At most how many bytes of batches lie from `offset` on; not counted further than `enough`.
+
+        By the index alone: less than an index interval too many.
+        """
+        size = 0
+        for segment in reversed(self._segments):
+            if segment.base_offset <= offset:
+                return size + segment.size - segment.index.position_for_offset(offset)
+            size += segment.size
+            if size - self.config.index_interval_bytes >= enough:
+                break
+        return size
+
+    @property
+    def open_files(self) -> int:
+        """Descriptors that this log holds."""
+        return sum(segment.is_open for segment in self._segments)
 
     @property
     def segment_count(self) -> int:
@@ -227,7 +266,7 @@ class Log:
         """
         if not self.log_start_offset <= offset <= self.log_end_offset:
             raise OffsetOutOfRange(
-                f"offset {offset}: {self.directory} holds {self.log_start_offset} to "
+                f"offset {offset}: {self.directory} holds {self.log_start_offset} up to, not including, "
                 f"{self.log_end_offset}",
                 log_start=self.log_start_offset,
                 high_watermark=end_offset,
@@ -241,12 +280,15 @@ class Log:
             index_interval_bytes=self.config.index_interval_bytes,
         )
 
-    def offset_for_time(self, timestamp_ns: int, end_offset: int) -> tuple[int, int] | None:
+    def offset_for_time(
+        self, timestamp_ns: int, end_offset: int, enough: Callable[[], bool] = lambda: False
+    ) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record, in offset order, at or after a time; None if there is none.
 
         Exact to the record also where timestamps are out of order.
+        Raises: Backpressure: `enough` was searched for now. Asked again, the search goes on behind that.
         """
-        return self._reader.offset_for_time(timestamp_ns, self.log_start_offset, end_offset)
+        return self._reader.offset_for_time(timestamp_ns, self.log_start_offset, end_offset, enough)
 
     # -- epochs ---------------------------------------------------------------------------------------
 
@@ -260,7 +302,7 @@ class Log:
         if self.epochs.assign(epoch, self.log_end_offset):
             self._epochs_dirty = True
         table = EpochTable(list(self.epochs.entries))
-        return self._unless_cut(partial(self._files.write_epochs, table))
+        return CallJob(partial(self._files.write_epochs, table), self._until_cut())
 
     def adopt_epochs(self, entries: Sequence[tuple[int, int]]) -> bool:
         """Take over the leader's entries as far as the own end reaches them (T1); True if that is news."""
@@ -275,7 +317,7 @@ class Log:
         if not self._dirty and not self._directory_dirty:
             return None
         snapshot = None
-        if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1:
+        if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1 or self.trim_waits:
             snapshot = self.producers.snapshot(self.log_end_offset)
             self._snapshot_due_ns = self._now_ns + SNAPSHOT_INTERVAL_NS
         job = SyncJob(
@@ -363,7 +405,7 @@ class Log:
         """By which durability this replica has counted what it reported (SEMANTICS 6.7)."""
         return self._level
 
-    def set_level(self, level: Level, *, reported_end: int | None = None) -> Job:
+    def set_level(self, level: Level, *, reported_end: int | None = None) -> CheckpointJob:
         """Count what is reported from now on by another durability. The job makes that durable.
 
         To "os": nothing is reported by it before the job has run. To "disk": everything ever reported, up to
@@ -378,14 +420,15 @@ class Log:
         # In both generations: the one before must not call durable what the newest, damaged, did not.
         return self._planned_checkpoint(twice=level == "os")
 
-    def forget_lossy(self) -> Job:
+    def forget_lossy(self) -> CheckpointJob:
         """The cluster has taken note that this replica was lossy at its start; the job makes that durable."""
         self._lossy = False
         return self._planned_checkpoint()
 
     def _checkpoint_value(self) -> Checkpoint:
-        # A log start above the recovery point would, after a power cut, hide what is appended then.
-        log_start = min(self.log_start_offset, self.synced_end_offset)
+        # A log start above the recovery point would, after a power cut, hide what is appended then. One above
+        # the producer snapshot would have the next start unlink batches that only the log remembers.
+        log_start = min(self.log_start_offset, self.synced_end_offset, self._snapshot.end_offset)
         return Checkpoint(
             topic_id=self.topic_id,
             log_start=log_start,
@@ -395,77 +438,93 @@ class Log:
             lossy=self._lossy,
         )
 
-    def checkpoint_job(self, high_watermark: int) -> Job | None:
-        """Write what has changed since the last checkpoint; None if nothing has."""
+    def checkpoint_job(self, high_watermark: int) -> CheckpointJob | None:
+        """Write what has changed since the last checkpoint; None if nothing has.
+
+        Segments wholly below the log start, the synced end and the producer snapshot go with it. Between turns:
+        what the producer states know is written. If it finds no space: `checkpoint_failed`.
+        """
         self._high_watermark = high_watermark
+        if self.trim_waits and self.synced_end_offset == self.log_end_offset:
+            self._snapshot = self.producers.snapshot(self.log_end_offset)
+        removed = self._below_log_start()
         sealed = any(not segment.index_saved for segment in self._segments[:-1])
-        if self._checkpoint_value() == self._checkpointed and not sealed and not self._epochs_dirty:
-            return None
-        return self._planned_checkpoint()
+        changed = self._epochs_dirty or self._checkpoint_value() != self._checkpointed
+        return self._planned_checkpoint(removed) if changed or sealed or removed else None
 
-    def _planned_checkpoint(self, *, twice: bool = False) -> Job:
-        value = self._checkpoint_value()
-        sealed = [s for s in self._segments[:-1] if not s.index_saved]
-        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-        snapshot, self._snapshot = self._snapshot, None
-        self._snapshot_end = snapshot.end_offset if snapshot else self._snapshot_end
+    def _planned_checkpoint(
+        self, removed: Sequence[Segment] = (), *, twice: bool = False
+    ) -> CheckpointJob:
+        job = CheckpointJob(
+            files=self._files,
+            value=self._checkpoint_value(),
+            epochs=EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None,
+            snapshot=None if self._snapshot is self._snapshot_handed_out else self._snapshot,
+            removed=list(removed),
+            sealed=[s for s in self._segments[:-1] if not s.index_saved],
+            twice=twice,
+            is_true=self._until_cut(),
+            generation=self._generation,
+        )
         self._epochs_dirty = False
-        self._checkpointed = value
-        for segment in sealed:
+        self._checkpointed, self._snapshot_handed_out = job.value, self._snapshot
+        for segment in job.sealed:
             segment.index_saved = True
-        write = self._files.write_twice if twice else self._files.write
-        return self._unless_cut(partial(write, value, epochs, snapshot, sealed))
+        return job
 
-    def _unless_cut(self, call: Callable[[], None]) -> Job:
+    def _write_recovered(self, *, known: bool) -> None:
+        """Write the checkpoint, unless the one that was found says the same already: a full disk must not
+        keep a log from being opened. What a log that is `known` has found out is found out again.
+        """
+        if not self._epochs_dirty and self._checkpoint_value() == self._checkpointed:
+            return
+        job = self._planned_checkpoint()
+        job.sealed, sealed = [], job.sealed
+        for segment in sealed:
+            segment.index_saved = False  # later, by a worker
+        try:
+            job.run()
+        except OSError as error:
+            if not known or error.errno not in _NO_SPACE:
+                raise
+            self._forget_checkpoint()
+
+    def _until_cut(self) -> Callable[[], bool]:
         """What is about to be written is no longer true once the log has been cut; the cut writes its own."""
         generation = self._generation
+        return lambda: generation == self._generation
 
-        def run() -> None:
-            if generation == self._generation:
-                call()
+    def checkpoint_failed(self, job: CheckpointJob) -> None:
+        """It found no space: the next one does everything that it had to do. Not while a cut is under way."""
+        if job.generation != self._generation:
+            return  # the cut has written its own
+        self._forget_checkpoint()
+        for segment in job.sealed:
+            segment.index_saved = False
+        self._segments[:0] = job.removed
 
-        return CallJob(run)
-
-    def _write_checkpoint(self) -> None:
-        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-        value = self._checkpoint_value()
-        self._files.write(value, epochs)
-        self._epochs_dirty = False
-        self._checkpointed = value
-
-    def forget_checkpoint(self) -> None:
-        """A checkpoint job failed for lack of space: the next one writes everything."""
-        self._checkpointed = None
-        self._snapshot_end = 0
+    def _forget_checkpoint(self) -> None:
+        self._checkpointed = self._snapshot_handed_out = None
         self._epochs_dirty = True
 
     # -- the log's start ------------------------------------------------------------------------------
 
-    def set_log_start(self, offset: int) -> list[Job]:
-        """Records below `offset` are gone; the jobs, in this order, unlink segments wholly below.
-
-        The first job writes the checkpoint: else a start after a kill would miss what was unlinked. What is
-        not synced yet stays until the next call, and so does what no producer snapshot covers (P06).
-        """
+    def set_log_start(self, offset: int) -> None:
+        """Records below `offset` are gone. The next checkpoint removes the segments wholly below."""
         assert offset <= self.log_end_offset, (offset, self.log_end_offset)
-        if offset <= self.log_start_offset:
-            return []
-        self.log_start_offset = offset
-        self.epochs.trim_prefix(offset)
-        self._epochs_dirty = True
-        removed = self._below_log_start()
-        if not removed:
-            return []
-        written = self.checkpoint_job(max(self._high_watermark, offset))
-        assert written is not None, "the epochs are dirty"
-        return [written, *(CallJob(partial(_remove, segment)) for segment in removed)]
+        if offset > self.log_start_offset:
+            self.log_start_offset = offset
+            self.epochs.trim_prefix(offset)
+            self._epochs_dirty = True
+
+    @property
+    def trim_waits(self) -> bool:
+        """Are there segments below the log start that wait for a sync, a snapshot and a checkpoint?"""
+        return len(self._segments) > 1 and self._segments[0].end_offset <= self.log_start_offset
 
     def _below_log_start(self) -> list[Segment]:
-        """Take out the segments that lie wholly below the log start and the synced end."""
-        if self.synced_end_offset == self.log_end_offset:
-            self._snapshot = self.producers.snapshot(self.log_end_offset)
-        covered = self._snapshot.end_offset if self._snapshot else self._snapshot_end
-        end = min(self.log_start_offset, self.synced_end_offset, covered)
+        """Take out the segments that may be removed."""
+        end = min(self.log_start_offset, self.synced_end_offset, self._snapshot.end_offset)
         removed = []
         while len(self._segments) > 1 and self._segments[0].end_offset <= end:
             removed.append(self._segments.pop(0))
@@ -517,9 +576,17 @@ class Log:
 
         Epochs and producer states go too. Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
         """
-        self._cut_small_files(self.log_start_offset, EpochHistory(), _NOTHING)
+        # Were this to stop halfway, the next start must find the producers of what is still there.
+        start = min(self.log_start_offset, self.synced_end_offset)
+        try:
+            producers = self._producers_at(start).snapshot(start)
+        except NOT_A_BATCH:
+            producers = Snapshot(start, {})  # damaged: one more reason to begin anew
+        self._cut_small_files(start, EpochHistory(), producers)
         self.producers = ProducerStates()
+        self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})
         self._begin_at(offset)
+        self._files.replace_producers(self._snapshot)
 
     def _place_of(self, offset: int) -> tuple[int, Place | None]:
         """The segment in which the log will end, and where in it; no place if no batch remains."""
@@ -530,7 +597,7 @@ class Log:
 
     def _producers_at(self, offset: int) -> ProducerStates:
         """What the log up to `offset` says of its producers."""
-        known = [self._snapshot, self._files.snapshot_within(offset)]
+        known = (self._snapshot, self._files.snapshot_within(offset))
         usable = [s for s in known if s is not None and s.end_offset <= offset]
         snapshot = max(usable, key=lambda s: s.end_offset, default=_NOTHING)
         states = ProducerStates(snapshot, self._now_ns)
@@ -544,20 +611,20 @@ class Log:
     def _cut_small_files(self, offset: int, epochs: EpochHistory, snapshot: Snapshot) -> None:
         """The first half of a cut: nothing says any more that what lies behind `offset` was synced."""
         self._vouch_below(offset)
-        before, self._high_watermark = self._high_watermark, min(self._high_watermark, offset)
+        before = self._high_watermark, self._snapshot
+        self._high_watermark, self._snapshot = min(self._high_watermark, offset), snapshot
         value = self._checkpoint_value()
         try:
             self._files.cut(value, EpochTable(list(epochs.entries)), snapshot)
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
-            self._high_watermark = before
+            self._high_watermark, self._snapshot = before
             self._dirty.update(dict.fromkeys(self._segments))  # what was synced counts again then
-            self.forget_checkpoint()
+            self._forget_checkpoint()
             raise DiskFull(f"no space to cut {self.directory}: {error.strerror}") from None
         self.epochs, self._epochs_dirty = epochs, False
-        self._checkpointed, self._snapshot, self._snapshot_due_ns = value, None, 0
-        self._snapshot_end = snapshot.end_offset
+        self._checkpointed, self._snapshot_handed_out, self._snapshot_due_ns = value, snapshot, 0
 
     def _begin_at(self, offset: int) -> None:
         """No batch remains: remove all files, then say that the log begins at `offset`, then make its file."""
@@ -592,10 +659,11 @@ class Log:
         self._dirty[active] = None
         self._sync_all()
         self._high_watermark = high_watermark
-        unsaved = [s for s in self._segments if not s.index_saved]
-        epochs = EpochTable(list(self.epochs.entries)) if self._epochs_dirty else None
-        snapshot = self.producers.snapshot(self.log_end_offset)
-        self._files.write(self._checkpoint_value(), epochs, snapshot, unsaved)
+        self._snapshot = self.producers.snapshot(self.log_end_offset)
+        job = self._planned_checkpoint(self._below_log_start())
+        if not active.index_saved:
+            job.sealed.append(active)
+        job.run()
         self.close_files()
 
     def close_files(self) -> None:
@@ -604,14 +672,10 @@ class Log:
             segment.close()
 
 
-def _remove(segment: Segment) -> None:
-    segment.close()
-    segment.unlink()
-
-
 def move_to_deleted(storage: Storage, data_dir: str, log: Log) -> None:
     """A deleted topic's partition: rename its directory out of the way, durably, then remove it."""
     log.close_files()
+    opened.forget(storage, log.directory, log.topic_id)
     target = f"{data_dir}/{paths.deleted_dir(log.topic_id, log.partition)}"
     try:
         storage.make_dir(f"{data_dir}/{paths.DELETED}")

@@ -20,6 +20,7 @@ import msgspec
 
 from shmlog.errors import CorruptLog
 from shmlog.log import checkpoint, paths, recovery
+from shmlog.log import opened as marks
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
 from shmlog.log.producers import ProducerStates
 from shmlog.log.recovery import Damage, RecoveryReport
@@ -51,6 +52,7 @@ class Opened:
     epochs: EpochHistory = field(default_factory=EpochHistory)
     epochs_dirty: bool = False
     producers: ProducerStates = field(default_factory=ProducerStates)
+    checkpoint: Checkpoint | None = None  # the newest generation, if it is in its place
     level: Level = "os"
     report: RecoveryReport = field(default_factory=RecoveryReport)
 
@@ -61,13 +63,13 @@ class Opened:
 
 
 def headers_from(segments: list[Segment], offset: int) -> Iterator[BatchHeader]:
-    """The headers of all batches that begin at or behind `offset`."""
+    """The headers of all batches that end behind `offset` (a log start may lie inside a batch)."""
     for segment in segments:
         if segment.end_offset <= offset:
             continue
         start = max(offset, segment.base_offset)
         for found in segment.walk(segment.index.position_for_offset(start)):
-            if found.header.base_offset >= offset:
+            if found.header.end_offset > offset:
                 yield found.header
 
 
@@ -101,14 +103,27 @@ class Opening:
         return self._opened.report
 
     def run(self) -> Opened:
-        """Raises: CorruptLog: damage, and no other replica; nothing has been changed. OSError."""
+        """Raises: CorruptLog: damage, and no other replica; nothing has been changed. OSError. No descriptor
+        stays open then.
+        """
+        try:
+            return self._run()
+        except BaseException:
+            for segment in self._opened.segments:
+                segment.close()
+            raise
+
+    def _run(self) -> Opened:
         opened, at = self._opened, self._at
         self._set_foreign_aside()
+        lost = self._lost()
         if not self._storage.exists(self._directory):
             self._storage.make_dir(self._directory)
             self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
         bases = self._bases()
         self._load(bases)
+        if lost:
+            self._damaged(lost, 0, -1)
         if not (at.clean or at.same_boot or self._report.fresh) and opened.level == "os":
             self._lossy("another boot, and what was reported was not synced")
         self._take_segments(bases, trust_indexes=True)
@@ -135,9 +150,11 @@ class Opening:
         self._found = checkpoint.read(self._storage, path, Checkpoint)
         self._newest = checkpoint.read_newest(self._storage, path, Checkpoint) is not None
         # A power cut between the renames leaves the generation before, and that was the newest then.
-        between = self._found is not None and not self._storage.exists(path)
+        in_place = self._storage.exists(path)
+        between = self._found is not None and not in_place
         self._in_force = self._newest or between
         if self._found is None or self._found.topic_id == self._topic_id:
+            self._opened.checkpoint = self._found if self._newest and in_place else None
             return
         number = 0
         while self._storage.exists(aside := paths.stray_dir(self._directory, number)):
@@ -145,6 +162,21 @@ class Opening:
         self._storage.rename(self._directory, aside)
         self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
         self._found, self._newest, self._in_force = None, False, False
+
+    def _lost(self) -> str:
+        """There is neither checkpoint nor batch, and there was a log at an earlier start: what is to be said."""
+        here = self._storage.exists(self._directory)
+        if self._found is not None or (here and self._bases()):
+            return ""
+        if not marks.was_opened(self._storage, self._directory, self._topic_id):
+            return ""
+        text = (
+            f"{self._directory} is {'empty' if here else 'gone'}, and it held a log at an earlier start: put it "
+            f"back from a copy, or remove {marks.mark_path(self._directory)} to begin with an empty one"
+        )
+        if not self._at.replicated:
+            raise CorruptLog(text, log_start=0, high_watermark=-1)
+        return text
 
     def _bases(self) -> list[int]:
         names = self._storage.list(self._directory)
@@ -248,8 +280,20 @@ class Opening:
             self._set_aside([base, *behind])
             return False
         next_base = behind[0] if behind else None
-        trusted = trust_indexes and next_base is not None and next_base <= self._mark
-        if trusted and next_base is not None and segment.load_index(next_base):
+        try:
+            return self._take_in(segment, next_base, behind, trust_indexes=trust_indexes)
+        except BaseException:
+            segment.close()
+            raise
+
+    def _take_in(
+        self, segment: Segment, next_base: int | None, behind: list[int], *, trust_indexes: bool
+    ) -> bool:
+        base, segments = segment.base_offset, self._opened.segments
+        # The mark of a clean stop is the log's end, and the active segment's index was saved then too.
+        sealed_end = self._mark if next_base is None and self._at.clean else next_base
+        trusted = trust_indexes and sealed_end is not None and base < sealed_end <= self._mark
+        if trusted and sealed_end is not None and segment.load_index(sealed_end):
             segments.append(segment)
             return True
         file_size = segment.file().size()
@@ -291,11 +335,11 @@ class Opening:
         segment.file().sync()
 
     def _missing(self, first: int, end: int) -> None:
-        text = f"{self._directory}: offsets {first} to {end} were synced and are missing"
+        text = f"{self._directory}: offsets {first} up to, not including, {end} were synced and are missing"
         self._damaged(text, first, end)
 
     def _rot(self, text: str, first: int, end: int) -> None:
-        self._damaged(f"damaged, offsets {first} to {end}: {text}", first, end)
+        self._damaged(f"damaged, offsets {first} up to, not including, {end}: {text}", first, end)
 
     def _damaged(self, text: str, first: int, end: int) -> None:
         if not self._at.replicated:

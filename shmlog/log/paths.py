@@ -11,6 +11,7 @@ broker-N/
     spare                         preallocated: the next segment, before its base offset is known
     *.log.corrupt, .corrupt.N     damaged segments and what lay behind them; kept
   quorum                          the metadata quorum's term, and this voter's vote in it
+  opened/TOPIC-PARTITION          the topic id of a directory that was made here (see opened.py)
   deleted/TOPIC_ID-N/             on its way out
   TOPIC-PARTITION.stray.N/        not known to the metadata; kept
 """
@@ -18,6 +19,7 @@ broker-N/
 from __future__ import annotations
 
 import re
+import zlib
 
 METADATA_TOPIC = "__cluster_metadata"
 EPOCHS = "epochs"
@@ -26,6 +28,8 @@ PRODUCERS = "producers"
 DELETED = "deleted"
 QUORUM = "quorum"
 SPARE = "spare"
+OPENED = "opened"
+NAME_MAX = 255  # bytes of a file name (NAME_MAX of limits.h)
 _SEGMENT = re.compile(r"(\d{20})\.log")
 _INDEX = re.compile(r"(\d{20})\.index")
 _PARTITION = re.compile(r"([A-Za-z0-9._-]{1,249})-(\d{1,4})")
@@ -76,4 +80,9 @@ def deleted_dir(topic_id: bytes, partition: int) -> str:
 
 def stray_dir(directory: str, number: int) -> str:
     """Where a directory goes that the metadata does not know. Never again a partition's name."""
-    return f"{directory}.stray.{number}"
+    parent, slash, name = directory.rpartition("/")
+    suffix = f".stray.{number}"
+    if len(name) + len(suffix) > NAME_MAX:
+        suffix = f".{zlib.crc32(name.encode()):08x}{suffix}"
+        name = name[: NAME_MAX - len(suffix)]
+    return f"{parent}{slash}{name}{suffix}"

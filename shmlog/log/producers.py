@@ -5,6 +5,8 @@ batch whose sequences equal one of the five is a duplicate: it is answered with 
 appended. Kafka's rules (KIP-98, KIP-360) but for one: an unknown producer must begin at sequence 0, so that a
 lost tail shows.
 
+Beyond PRODUCERS_MAX the one whose last batch is longest ago is forgotten, as if its time were up.
+
 Entries are immutable: `apply` puts a new one in place and returns what it replaced, so that a write that failed
 can be undone in reverse order.
 """
@@ -20,6 +22,7 @@ from shmlog.records.header import BatchHeader
 from shmlog.records.layout import SEQUENCE_END
 
 WINDOW = 5
+PRODUCERS_MAX = 100_000  # of one partition: anybody may name any id, and each is remembered
 
 
 class Remembered(msgspec.Struct, frozen=True, array_like=True):
@@ -145,6 +148,9 @@ class ProducerStates:
         self._producers[producer_id] = Producer(header.producer_epoch, window)
         self._used_ns.pop(producer_id, None)
         self._used_ns[producer_id] = now_ns
+        if len(self._producers) > PRODUCERS_MAX:
+            oldest = next(iter(self._used_ns))
+            del self._used_ns[oldest], self._producers[oldest]
         return Undo(producer_id, known)
 
     def undo(self, token: Undo | None) -> None:

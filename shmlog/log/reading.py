@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
-from shmlog.errors import CorruptLog
+from shmlog.errors import Backpressure, CorruptLog
 from shmlog.log import recovery
+from shmlog.log.index import Stretch
 from shmlog.log.segment import NOT_A_BATCH, READ_BYTES_MIN, Segment
 from shmlog.records.batch import RecordBatch
 from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
@@ -20,6 +21,8 @@ from shmlog.settings import MIB
 
 SEALED_OPEN_MAX = 4
 SEARCH_BYTES = 64 << 10
+# A search for what lies behind damage, in a turn: what only looks like batches must not hold up everybody.
+SEARCH_HEADERS_MAX, SEARCH_BODIES_BYTES_MAX = 4096, 32 * MIB
 
 
 class LogReader:
@@ -96,19 +99,16 @@ class LogReader:
                 if expected > offset:
                     pieces.append(found.data)
                     size += header.batch_size
-        except NOT_A_BATCH as error:
-            return pieces, place, expected, str(error)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return pieces, place, expected, f"the device cannot read it: {error.strerror}"
+        except (*NOT_A_BATCH, OSError) as error:
+            return pieces, place, expected, _unreadable(error)
         return pieces, place, expected, "the segment ends"
 
     def _behind(self, segment: Segment, position: int, offset: int) -> tuple[int, int]:
         """(position, offset) of the first whole batch behind damage; (-1, the segment's end) if none."""
+        effort = recovery.Effort(SEARCH_HEADERS_MAX, SEARCH_BODIES_BYTES_MAX)
         try:
             place, following = recovery.extent(
-                segment, position, segment.size, self._topic_id, offset
+                segment, position, segment.size, self._topic_id, offset, effort
             )
         except OSError:
             place = following = None  # the device cannot say
@@ -120,8 +120,8 @@ class LogReader:
         self, segment: Segment, position: int, offset: int, end_offset: int, reason: str
     ) -> CorruptLog:
         return CorruptLog(
-            f"{segment.path} is damaged at position {position}, offsets {offset} to {end_offset}: "
-            f"{reason}",
+            f"{segment.path} is damaged at position {position}, offsets {offset} up to, not including, "
+            f"{end_offset}: {reason}",
             log_start=offset,
             high_watermark=end_offset,
         )
@@ -137,25 +137,45 @@ class LogReader:
                 segment.close()
 
     def offset_for_time(
-        self, timestamp_ns: int, log_start: int, end_offset: int
+        self, timestamp_ns: int, log_start: int, end_offset: int, enough: Callable[[], bool]
     ) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record from `log_start` on at or after a time; see Log."""
         for segment in self._segments:
             if segment.base_offset >= end_offset:
                 break
             if segment.end_offset > log_start and segment.index.max_timestamp_ns >= timestamp_ns:
-                answer = self._first_created(segment, timestamp_ns, log_start, end_offset)
+                answer = self._first_created(segment, timestamp_ns, log_start, end_offset, enough)
                 if answer is not None:
                     return answer
         return None
 
     def _first_created(
-        self, segment: Segment, timestamp_ns: int, log_start: int, end_offset: int
+        self,
+        segment: Segment,
+        timestamp_ns: int,
+        log_start: int,
+        end_offset: int,
+        enough: Callable[[], bool],
     ) -> tuple[int, int] | None:
-        for header, data in self._checked(segment, segment.index.position_for_time(timestamp_ns)):
+        for stretch in segment.index.stretches_for_time(timestamp_ns, log_start):
+            answer = self._first_created_in(segment, stretch, timestamp_ns, log_start, end_offset)
+            if answer is not None:
+                return answer
+            if enough():
+                raise Backpressure("enough searched for one turn: ask again", retry_after_ms=1)
+        return None
+
+    def _first_created_in(
+        self, segment: Segment, stretch: Stretch, timestamp_ns: int, log_start: int, end_offset: int
+    ) -> tuple[int, int] | None:
+        newest_ns = -1
+        for header, data in self._checked(segment, stretch.position, stretch.end):
             if header.base_offset >= end_offset:
                 return None
-            if header.max_timestamp_ns < timestamp_ns or header.end_offset <= log_start:
+            if header.end_offset <= log_start:
+                continue
+            newest_ns = max(newest_ns, header.max_timestamp_ns)
+            if header.max_timestamp_ns < timestamp_ns:
                 continue
             times = RecordBatch(data, header, check_crc=False).timestamps
             first = max(0, log_start - header.base_offset)
@@ -163,24 +183,37 @@ class LogReader:
             if len(hits):
                 index = first + int(hits[0])
                 return header.base_offset + index, int(times[index])
+        segment.index.learn(stretch.place, newest_ns)
         return None
 
-    def _checked(self, segment: Segment, position: int) -> Iterator[tuple[BatchHeader, memoryview]]:
+    def _checked(
+        self, segment: Segment, position: int, end: int | None
+    ) -> Iterator[tuple[BatchHeader, memoryview]]:
         place, expected = position, -1
         try:
-            for found in segment.walk(position, read_bytes=SEARCH_BYTES):
+            for found in segment.walk(position, read_bytes=SEARCH_BYTES, end=end):
                 place = found.position
                 check_header_crc(found.data, found.header)
                 check_body_crc(found.data, found.header)
                 expected = found.header.end_offset
                 yield found.header, found.data
-        except NOT_A_BATCH as error:
+        except (*NOT_A_BATCH, OSError) as error:
+            reason = _unreadable(error)
             first = max(expected, segment.base_offset)
             _, end_offset = self._behind(segment, place, first)
-            raise self._damaged(segment, place, first, end_offset, str(error)) from None
+            raise self._damaged(segment, place, first, end_offset, reason) from None
         finally:
             self._close_cold(segment)
 
 
 def _base_offset(segment: Segment) -> int:
     return segment.base_offset
+
+
+def _unreadable(error: Exception) -> str:
+    """Why a batch cannot be read: it is none, or the device cannot say. Raises all other errors."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno != errno.EIO:
+        raise error
+    return f"the device cannot read it: {error.strerror}"

@@ -23,7 +23,14 @@ from shmlog.records.header import (
     decode_header,
     read_size,
 )
-from shmlog.records.layout import ALIGNMENT, BROKER_HALF_SIZE, HEADER_CRC_END, MAGIC
+from shmlog.records.layout import (
+    ALIGNMENT,
+    BROKER_HALF_SIZE,
+    HEADER,
+    HEADER_CRC_END,
+    HEADER_SIZE,
+    MAGIC,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,14 @@ class RecoveryReport:
     lossy_reason: str = ""
     high_watermark: int = 0
     quarantined: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Effort:
+    """What a search for a whole batch may still look at. Used up: it ends as if there were none."""
+
+    headers: int
+    body_bytes: int
 
 
 def scan(
@@ -124,35 +139,64 @@ def all_zero(segment: Segment, position: int, end: int) -> bool:
 
 
 def find_valid(
-    segment: Segment, position: int, end: int, topic_id: bytes | None, from_offset: int
+    segment: Segment,
+    position: int,
+    end: int,
+    topic_id: bytes | None,
+    from_offset: int,
+    effort: Effort | None = None,
 ) -> int | None:
     """The first position at or behind `position` of a batch that is whole and belongs here.
 
-    `topic_id` None: whatever topic it belongs to. Reads in pieces.
+    `topic_id` None: whatever topic it belongs to. Reads in pieces; a body only behind a header whose CRC fits,
+    for a value may be made of what looks like the beginning of batches.
     """
     while position < end:
         data = segment.file().pread(min(WALK_BYTES, end - position), position)
         words = np.frombuffer(data, "<u4", len(data) // ALIGNMENT * 2)[::2]
         for candidate in np.flatnonzero(words == MAGIC).tolist():
             at = position + candidate * ALIGNMENT
-            header = _whole_batch(segment, at, end)
+            half = data[candidate * ALIGNMENT : candidate * ALIGNMENT + HEADER_SIZE]
+            if len(half) < HEADER_SIZE:
+                half = segment.file().pread(HEADER_SIZE, at)
+            header = _trusted_header(half, end - at)
+            if effort is not None:
+                effort.headers -= 1
+                effort.body_bytes -= header.batch_size if header else 0
+                if min(effort.headers, effort.body_bytes) < 0:
+                    return None
             if header is None or header.base_offset < from_offset:
                 continue
-            if topic_id in (None, header.topic_id):
+            if topic_id in (None, header.topic_id) and _whole_batch(segment, at, end):
                 return at
         position += WALK_BYTES
     return None
 
 
+def _trusted_header(data: bytes, room: int) -> BatchHeader | None:
+    """The header in `data` if its CRC fits and the batch fits into `room` bytes; its body is not looked at."""
+    if len(data) < HEADER_SIZE:
+        return None
+    header = BatchHeader._make(HEADER.unpack_from(data))
+    if not HEADER_SIZE <= header.batch_size <= room:
+        return None
+    return header if crc32c(data[:HEADER_CRC_END]) == header.header_crc else None
+
+
 def extent(
-    segment: Segment, damaged: int, end: int, topic_id: bytes | None, offset: int
+    segment: Segment,
+    damaged: int,
+    end: int,
+    topic_id: bytes | None,
+    offset: int,
+    effort: Effort | None = None,
 ) -> tuple[int | None, int | None]:
     """(position, base offset) of the first whole batch behind the damaged one at position `damaged`.
 
     Where the damaged batch's own header is whole, all of it is stepped over: a value may look like a batch.
     """
     start = damaged + _trusted_size(segment, damaged)
-    behind = find_valid(segment, start, end, topic_id, offset + 1)
+    behind = find_valid(segment, start, end, topic_id, offset + 1, effort)
     if behind is None:
         return None, None
     header = _whole_batch(segment, behind, end)

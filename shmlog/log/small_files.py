@@ -1,17 +1,14 @@
 """A log's small files, written in the one order that is right when it stops in between.
 
 The recovery point says: below me the epoch history is complete and all is synced. So the epochs and the producer
-snapshot go before a checkpoint that moves it forward, and behind one that moves it back.
+snapshot go before a checkpoint that moves it forward; the epochs go behind one that moves it back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from shmlog.log import checkpoint, paths
 from shmlog.log.checkpoint import Checkpoint, EpochTable
 from shmlog.log.producers import Snapshot
-from shmlog.log.segment import Segment
 from shmlog.log.storage import Storage
 
 
@@ -29,11 +26,8 @@ class SmallFiles:
         value: Checkpoint,
         epochs: EpochTable | None = None,
         snapshot: Snapshot | None = None,
-        sealed: Sequence[Segment] = (),
     ) -> None:
         """What has changed since the last time."""
-        for segment in sealed:
-            segment.save_index()
         if epochs is not None:
             self.write_epochs(epochs)
         if snapshot is not None:
@@ -44,21 +38,21 @@ class SmallFiles:
         """The history alone: an epoch begins."""
         checkpoint.write(self._storage, self._epochs, epochs)
 
-    def write_twice(
-        self,
-        value: Checkpoint,
-        epochs: EpochTable | None = None,
-        snapshot: Snapshot | None = None,
-        sealed: Sequence[Segment] = (),
-    ) -> None:
-        """As `write`, and the checkpoint in both generations."""
-        self.write(value, epochs, snapshot, sealed)
-        checkpoint.write(self._storage, self._checkpoint, value)
+    def write_twice(self, value: Checkpoint) -> None:
+        """The checkpoint, in both generations."""
+        checkpoint.replace(self._storage, self._checkpoint, value)
 
     def cut(self, value: Checkpoint, epochs: EpochTable, snapshot: Snapshot) -> None:
-        """Before the batches themselves are cut: nothing may remain that knows of what is behind the cut."""
+        """Before the batches themselves are cut: nothing may remain that knows of what is behind the cut.
+
+        The producers first: a start with this checkpoint may unlink what only they remember then.
+        """
+        checkpoint.replace(self._storage, self._producers, snapshot)
         checkpoint.replace(self._storage, self._checkpoint, value)
         checkpoint.replace(self._storage, self._epochs, epochs)
+
+    def replace_producers(self, snapshot: Snapshot) -> None:
+        """Both generations."""
         checkpoint.replace(self._storage, self._producers, snapshot)
 
     def snapshot_within(self, end_offset: int) -> Snapshot | None:

@@ -79,7 +79,7 @@ class _Verifier:
             self._segment(base, last=base == bases[-1])
         if found.end_offset < self._mark and not found.damage:
             found.damage.append(
-                f"offsets {found.end_offset} to {self._mark} were synced and are missing"
+                f"offsets {found.end_offset} up to, not including, {self._mark} were synced and are missing"
             )
         return found
 
@@ -93,7 +93,7 @@ class _Verifier:
         found = self._found
         if base != found.end_offset and not self._in_doubt:
             found.damage.append(
-                f"offsets {found.end_offset} to {base} are missing: no segment holds them"
+                f"offsets {found.end_offset} up to, not including, {base} are missing: no segment holds them"
                 if base > found.end_offset
                 else f"segment {base} begins below the end of the one before, {found.end_offset}"
             )
@@ -134,15 +134,22 @@ class _Verifier:
         if recovery.all_zero(segment, at, file_size):
             return file_size
         topic_id = self._tag[0] if self._tag else None
-        behind, _ = recovery.extent(segment, at, file_size, topic_id, found.end_offset)
+        behind, following = recovery.extent(segment, at, file_size, topic_id, found.end_offset)
         place = f"{segment.path} at position {at} (offset {found.end_offset})"
         if last and behind is None and found.end_offset >= self._mark:
             found.notes.append(f"torn tail: {place}: {text}")
             return file_size
         size = (file_size if behind is None else behind) - at
-        found.damage.append(f"{place}: no batch in {size} bytes: {text}")
+        self._fault(f"{place}: {size} bytes are damaged: {text}", following)
         self._in_doubt = True
         return file_size if behind is None else behind
+
+    def _fault(self, text: str, end_offset: int | None) -> None:
+        """What lies wholly below the log start is read by nobody, and goes with its segment."""
+        if end_offset is not None and end_offset <= self._found.log_start:
+            self._found.notes.append(f"below the log start: {text}")
+        else:
+            self._found.damage.append(text)
 
     def _take(self, path: str, batch: Found) -> bool:
         """Is this whole batch where it belongs? If not, it is in the report."""

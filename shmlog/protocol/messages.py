@@ -224,13 +224,8 @@ class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
     null_values: list[int]
     timestamps: list[Big]
     headers: list[HeaderList] | None = None
-
-
-class FetchSimpleDiverged(FetchSimpleAnswer, kw_only=True, omit_defaults=True):
-    """The log does not hold what was read."""
-
-    diverging_epoch: int
-    diverging_end: int
+    diverging_epoch: int = -1
+    diverging_end: int = -1
 
 
 class FetchPartition(Struct, kw_only=True, omit_defaults=True):

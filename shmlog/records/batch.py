@@ -42,6 +42,7 @@ __all__ = [
     "BatchHeader",
     "RecordBatch",
     "check_body_crc",
+    "check_content",
     "check_header_crc",
     "decode_header",
     "is_stamped",
@@ -50,6 +51,16 @@ __all__ = [
 ]
 
 _HEADERS = int(Flag.HEADERS)
+
+
+def check_content(buffer: Buffer, header: BatchHeader) -> None:
+    """Raise CorruptMessage unless the body CRC fits, InvalidRecord unless the columns can be opened.
+
+    Compressed columns are not opened: that would cost more than all else that a broker does with a batch.
+    """
+    check_body_crc(buffer, header)
+    if not header.codec:
+        Columns(header, memoryview(buffer)[HEADER_SIZE : HEADER_SIZE + header.stored_size])
 
 
 class RecordBatch:

@@ -1,9 +1,9 @@
 """The invariants of RELIABILITY 11, looked at after every event, at what the event has changed.
 
-One list says what is true: for each partition the batches that some leader's high watermark has passed (`Truth`), for the
-metadata log those below a commit offset. It only grows; the one exception is the start of an epoch won by a recovery
-election after a reboot, at durability `os`. Everything else is compared with it: what other replicas hold, what a new
-leader holds, what was acked, what was read.
+One list says what is true: for each partition the batches that some leader's high watermark has passed
+(`Truth`), for the metadata log those below a commit offset. It only grows; the one exception is the start of
+an epoch won by a recovery election after a reboot, at durability `os`. Everything else is compared with it:
+what other replicas hold, what a new leader holds, what was acked, what was read.
 
 `image` is the committed metadata, applied set by set; elections, in-sync replicas and fences are judged on it.
 """

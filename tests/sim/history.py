@@ -150,9 +150,9 @@ def _orders(history: History, places: dict[tuple[Any, bytes], set[int]]) -> Iter
         last[name] = (at[-1], send.values[-1])
     by_key: dict[Any, list[Send]] = defaultdict(list)
     for send in history.sends:
-        if send.type == "ok" and send.acks == "all" and send.offset >= 0:
-            if not any((send.key, v) in history.excused for v in send.values):
-                by_key[send.key].append(send)
+        counts = send.type == "ok" and send.acks == "all" and send.offset >= 0
+        if counts and not any((send.key, v) in history.excused for v in send.values):
+            by_key[send.key].append(send)
     for key, sends in by_key.items():
         finished = sorted(sends, key=lambda s: s.completed_ns)
         invoked = sorted(sends, key=lambda s: s.invoked_ns)

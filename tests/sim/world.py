@@ -19,12 +19,14 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from node import uptime
 from node.assembly import Node, Ports, Start
 from node.io.wire import Ready, Received
 from node.io.workers import THREADS, Completion, Lane, is_no_space
 from node.metadata import Voting
+from node.uptime import Uptime
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import ShmlogError
 from shmlog.ring.layout import ring_size
@@ -222,7 +224,7 @@ class Workers:
         if not self._execute(job):
             return
         self.in_flight.remove(job)
-        self.finished.append(Completion(job.done, job.result, job.error))
+        self.finished.append(Completion(job.lane, job.done, job.result, job.error))
         if self._queues[job.lane]:
             self._world.after(self._world.rng.randrange(1, 20 * US), self._begin, job.lane)
         else:
@@ -241,7 +243,7 @@ class Workers:
         self.in_flight = []
         for job in jobs:
             job.execute()
-            self.finished.append(Completion(job.done, job.result, job.error))
+            self.finished.append(Completion(job.lane, job.done, job.result, job.error))
         return self.finished
 
     def cut_short(self, rng: random.Random) -> None:
@@ -310,6 +312,8 @@ class Process:
         self.disk.before = self.operation
         self.node: Node | None = None
         self.same_boot = self.clean = False
+        self._last_uptime: Uptime | None = None
+        self._is_recovered = False
 
     def __repr__(self) -> str:
         return f"<broker {self.broker} incarnation {self.incarnation}>"
@@ -335,8 +339,8 @@ class Process:
         last = world.uptimes.get(self.broker)
         self.same_boot = last is not None and last.boot_id == self.boot_id
         self.clean = last is not None and last.clean
-        boot_id = self.boot_id if self.incarnation == 1 else "" if last is None else last.boot_id
-        world.uptimes[self.broker] = Uptime(boot_id, False)
+        self._last_uptime, self._is_recovered = last, False
+        world.uptimes[self.broker] = uptime.at_start(last, self.incarnation, self.boot_id)
         others = tuple(world.brokers)
         voting = Voting("sim", self.broker, self.incarnation, self.boot_id, others, world.voters)
         endpoints = {"client": f"ipc://c{self.broker}", "peer": f"ipc://p{self.broker}"}
@@ -367,7 +371,8 @@ class Process:
         )
 
     def _registered(self) -> None:
-        self.world.uptimes[self.broker] = Uptime(self.boot_id, False)
+        self.world.uptimes[self.broker] = Uptime(self.incarnation, self.boot_id, clean=False)
+        self._is_recovered = True
         self.world.registry[self.broker] = self
         self.world.trace("registered", self.broker, self.incarnation)
 
@@ -453,7 +458,9 @@ class Process:
         except (OSError, ShmlogError) as error:
             self._ended_by(error)
             return
-        self.world.uptimes[self.broker] = Uptime(self.boot_id, True)
+        self.world.uptimes[self.broker] = uptime.after_stop(
+            self._last_uptime, self.incarnation, self.boot_id, recovered=self._is_recovered
+        )
         self.die("stopped", linger_ns=0)
 
     def die(self, why: str, linger_ns: int | None = None) -> None:
@@ -517,13 +524,6 @@ def _tell(watcher: Process, descriptor: int) -> None:
     if watcher.alive and descriptor in watcher.wire.watched:
         watcher.wire.readable.add(descriptor)
         watcher.wake()
-
-
-class Uptime(NamedTuple):
-    """What `uptime.json` says."""
-
-    boot_id: str
-    clean: bool
 
 
 class Network:

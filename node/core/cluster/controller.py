@@ -46,8 +46,10 @@ class Controller:
         *,
         boot_id: str | None = None,
         last_heard: Mapping[int, int] | None = None,
+        replicas_max: int = topics.REPLICAS_MAX,
     ) -> None:
         self._brokers = tuple(sorted(brokers))
+        self._replicas_max = replicas_max
         self._boot_id = boot_id
         self._recovery_wait_ns = settings.recovery_wait * _NS_PER_MS
         self._liveness = Liveness(
@@ -99,11 +101,13 @@ class Controller:
         alive = self.alive(image)
         match change:
             case peers.CreateTopic():
-                return topics.create_topic(image, change, self._brokers, alive)
+                return topics.create_topic(image, change, self._brokers, alive, self._replicas_max)
             case peers.AlterTopic():
                 return topics.alter_topic(image, change)
             case peers.AddPartitions():
-                return topics.add_partitions(image, change, self._brokers, alive)
+                return topics.add_partitions(
+                    image, change, self._brokers, alive, self._replicas_max
+                )
             case peers.DeleteTopic():
                 return topics.delete_topic(image, change)
             case peers.DeleteRecords():

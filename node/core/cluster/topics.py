@@ -69,9 +69,16 @@ def topic_of(image: Image, name: str) -> Topic:
 
 
 def create_topic(
-    image: Image, change: peers.CreateTopic, brokers: Sequence[int], alive: Set[int]
+    image: Image,
+    change: peers.CreateTopic,
+    brokers: Sequence[int],
+    alive: Set[int],
+    replicas_max: int = REPLICAS_MAX,
 ) -> list[Record]:
-    """A topic with its partitions and settings, as one set; `brokers`: all of the cluster, up or down."""
+    """A topic with its partitions and settings, as one set; `brokers`: all of the cluster, up or down.
+
+    `replicas_max`: that a broker's descriptors allow; all brokers share one machine and its limits.
+    """
     name, count = change.name, change.partition_count
     check_topic_name(name)
     if name in image.topics:
@@ -97,7 +104,9 @@ def create_topic(
     checked = check_all(change.configs, TOPIC_SETTINGS)
     _check_config(image, checked, factor)
     records: list[Record] = [TopicRecord(change.topic_id, name, count)]
-    records += _new_partitions(image, change.topic_id, 0, count, factor, brokers, alive)
+    records += _new_partitions(
+        image, change.topic_id, 0, count, factor, brokers, alive, replicas_max
+    )
     records += [ConfigRecord(change.topic_id, key, value) for key, value in sorted(checked.items())]
     return records
 
@@ -128,15 +137,17 @@ def _new_partitions(
     factor: int,
     brokers: Sequence[int],
     alive: Set[int],
+    replicas_max: int,
 ) -> list[PartitionRecord]:
     """Their replicas that live are in sync (all are empty), and the first of these leads."""
     placed = place(topic_id, first, count, factor, brokers, alive)
     load = Counter(b for t in image.topics.values() for p in t.partitions for b in p.replicas)
     load.update(broker for replicas in placed for broker in replicas)
     broker, most = max(load.items(), key=lambda item: (item[1], -item[0]))
-    if most > REPLICAS_MAX:
+    if most > replicas_max:
+        why = "" if replicas_max == REPLICAS_MAX else "; its limit of open files allows no more"
         raise InvalidRequest(
-            f"{most} replicas on broker {broker}: at most {REPLICAS_MAX}",
+            f"{most} replicas on broker {broker}: at most {replicas_max}{why}",
             code=Code.INVALID_PARTITIONS,
         )
     records = []
@@ -160,7 +171,11 @@ def _new_partitions(
 
 
 def add_partitions(
-    image: Image, change: peers.AddPartitions, brokers: Sequence[int], alive: Set[int]
+    image: Image,
+    change: peers.AddPartitions,
+    brokers: Sequence[int],
+    alive: Set[int],
+    replicas_max: int = REPLICAS_MAX,
 ) -> list[Record]:
     """More partitions for a topic; the number never falls (37)."""
     topic = topic_of(image, change.name)
@@ -172,7 +187,9 @@ def add_partitions(
         )
     _check_partition_count(count)
     factor = len(topic.partitions[0].replicas)
-    added = _new_partitions(image, topic.topic_id, have, count - have, factor, brokers, alive)
+    added = _new_partitions(
+        image, topic.topic_id, have, count - have, factor, brokers, alive, replicas_max
+    )
     return [TopicRecord(topic.topic_id, change.name, count), *added]
 
 
