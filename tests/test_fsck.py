@@ -166,7 +166,7 @@ def test_damage_wholly_below_the_log_start_is_a_note(cluster: Path) -> None:
 def test_a_partition_that_is_gone_is_damage(
     cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data_dir = directory.data_dir(cluster, 0)
+    data_dir = cluster / "broker-0"
     shutil.rmtree(data_dir / "t-0")
     for path in (data_dir / "__cluster_metadata-0").iterdir():
         path.unlink()
