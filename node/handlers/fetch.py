@@ -22,6 +22,7 @@ from shmlog.protocol.messages import (
     FetchResult,
     FetchSimple,
     FetchSimpleAnswer,
+    FetchSimpleDiverged,
 )
 from shmlog.records import batch as batches
 
@@ -186,7 +187,7 @@ class FetchWait:
             partition = self._find(request)
             diverging = partition.divergence(request.offset, request.last_epoch)
             if diverging is not None:
-                self._answer_simple(request, partition, _Opened(), *diverging)
+                self._answer_simple(request, partition, _Opened(), diverging)
                 return True
             there = request.offset < partition.high_watermark
             if not (there or last):
@@ -219,31 +220,31 @@ class FetchWait:
         request: FetchSimple,
         partition: Partition,
         opened: _Opened,
-        diverging_epoch: int = -1,
-        diverging_end: int = -1,
+        diverging: tuple[int, int] | None = None,
     ) -> None:
-        assert self._exchange.id is not None
         base = opened.base_offset if opened.count else request.offset
-        if diverging_epoch >= 0:
-            base = min(base, diverging_end)
-        answer = FetchSimpleAnswer(
-            id=self._exchange.id,
-            error=0,
-            topic=request.topic,
-            partition=request.partition,
-            base_offset=base,
-            count=opened.count,
-            next_offset=base + opened.count,
-            high_watermark=partition.high_watermark,
-            log_start=partition.log_start,
-            leader_epoch=partition.leader_epoch,
-            null_keys=opened.null_keys,
-            null_values=opened.null_values,
-            timestamps=opened.timestamps,
-            headers=opened.headers if any(opened.headers) else None,
-            diverging_epoch=diverging_epoch,
-            diverging_end=diverging_end,
-        )
+        if diverging is not None:
+            base = min(base, diverging[1])
+        fields: dict[str, Any] = {
+            "id": self._exchange.id,
+            "error": 0,
+            "topic": request.topic,
+            "partition": request.partition,
+            "base_offset": base,
+            "count": opened.count,
+            "next_offset": base + opened.count,
+            "high_watermark": partition.high_watermark,
+            "log_start": partition.log_start,
+            "leader_epoch": partition.leader_epoch,
+            "null_keys": opened.null_keys,
+            "null_values": opened.null_values,
+            "timestamps": opened.timestamps,
+            "headers": opened.headers if any(opened.headers) else None,
+        }
+        answer = FetchSimpleAnswer(**fields)
+        if diverging is not None:
+            epoch, end = diverging
+            answer = FetchSimpleDiverged(**fields, diverging_epoch=epoch, diverging_end=end)
         self._exchange.answer(answer, opened.frames)
 
 

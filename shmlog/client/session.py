@@ -29,6 +29,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
@@ -113,7 +114,7 @@ class Backoff:
 class _Pending:
     """A request in flight."""
 
-    __slots__ = ("answer_type", "endpoint", "on_done", "overdue_ns", "sent_ns")
+    __slots__ = ("answer_type", "endpoint", "on_done", "on_silence", "overdue_ns", "sent_ns")
 
     def __init__(
         self,
@@ -122,10 +123,12 @@ class _Pending:
         on_done: OnDone,
         sent_ns: int,
         overdue_ns: int,
+        on_silence: Callable[[int], None] | None,
     ) -> None:
         self.endpoint = endpoint
         self.answer_type = answer_type
         self.on_done = on_done
+        self.on_silence = on_silence
         self.sent_ns = sent_ns
         self.overdue_ns = overdue_ns
 
@@ -212,10 +215,12 @@ class Session:
         *,
         timeout_ns: int = 0,
         patience_ns: int = 0,
+        on_silence: Callable[[int], None] | None = None,
     ) -> None:
         """Send one request to one endpoint; `on_done(outcome, now)` is called once.
 
-        `patience_ns`: how long the broker may hold the answer back though it is well.
+        `patience_ns`: how long the broker may hold the answer back though it is well. `on_silence(now)`
+        is called, at most once and before that end, when nothing was heard from it for longer.
         """
         timeout_ns = timeout_ns or self.request_timeout_ns
         number = next(self._ids)
@@ -225,7 +230,7 @@ class Session:
         overdue_ns = now + patience_ns + SILENCE_NS
         self._look_ns = min(self._look_ns, overdue_ns)
         self._pending[number] = _Pending(
-            endpoint, _ANSWERS[type(message)], on_done, now, overdue_ns
+            endpoint, _ANSWERS[type(message)], on_done, now, overdue_ns, on_silence
         )
         line = self._deadlines.get(timeout_ns)
         if line is None:
@@ -407,17 +412,15 @@ class Session:
             now,
             timeout_ns=min(left, call.patience_ns or self.request_timeout_ns),
             patience_ns=call.patience_ns,
+            on_silence=partial(self._hedge, call)
+            if isinstance(call.message, _REPEATABLE)
+            else None,
         )
-        if isinstance(call.message, _REPEATABLE):
-            self.after(
-                call.patience_ns + SILENCE_NS, lambda at: self._hedge(call, endpoint, at), now
-            )
 
-    def _hedge(self, call: _Call, endpoint: str, now: int) -> None:
+    def _hedge(self, call: _Call, now: int) -> None:
         """Somebody else may answer sooner than one who is silent."""
-        if call.done or endpoint not in self._silent or now >= call.deadline_ns:
-            return
-        if self._fit(self.metadata.endpoints() or self._found):
+        fit = self._fit(self.metadata.endpoints() or self._found)
+        if fit and not call.done and now < call.deadline_ns:
             call.endpoint = None
             self._try(call, now)
 
@@ -457,18 +460,21 @@ class Session:
 
     def _look(self, now: int) -> None:
         """Is an answer overdue? Then the metadata may tell why; look again in a while."""
-        soonest, overdue = _NEVER, False
+        soonest, overdue = _NEVER, []
         for pending in self._pending.values():
             if pending.overdue_ns > now:
                 soonest = min(soonest, pending.overdue_ns)
                 continue
-            overdue = True
+            overdue.append(pending)
             if self._heard.get(pending.endpoint, 0) <= pending.sent_ns:
                 self._silent.add(pending.endpoint)
+        self._look_ns = min(soonest, now + SILENCE_NS) if overdue else soonest
+        for pending in overdue:
+            tell, pending.on_silence = pending.on_silence, None
+            if tell is not None and pending.endpoint in self._silent:
+                tell(now)
         if overdue:
-            soonest = min(soonest, now + SILENCE_NS)
             self.refresh(now, news=True)
-        self._look_ns = soonest
 
 
 def error_of(encoded: bytes) -> ShmlogError:

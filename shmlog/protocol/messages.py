@@ -224,8 +224,13 @@ class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
     null_values: list[int]
     timestamps: list[Big]
     headers: list[HeaderList] | None = None
-    diverging_epoch: int = -1
-    diverging_end: int = -1
+
+
+class FetchSimpleDiverged(FetchSimpleAnswer, kw_only=True, omit_defaults=True):
+    """The log does not hold what was read."""
+
+    diverging_epoch: int
+    diverging_end: int
 
 
 class FetchPartition(Struct, kw_only=True, omit_defaults=True):
