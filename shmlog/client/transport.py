@@ -148,11 +148,11 @@ class Transport:
     def receive(self, ready: Sequence[int]) -> list[Event]:
         """The answers and losses that there are."""
         events, self._untold = self._untold, []
-        monitors = []
+        monitors, others = [], []
         for fd in ready:
             link = self._by_fd.get(fd)
             if link is None:
-                self._see_death(fd, events)
+                others.append(fd)
             elif fd == link.monitor_fd:
                 monitors.append(link)
             else:
@@ -162,6 +162,8 @@ class Transport:
         for link in monitors:
             if link.monitor.getsockopt(zmq.EVENTS) & _POLLIN:
                 self._lose(link, events)
+        for fd in others:
+            self._see_death(fd, events)
         return events
 
     def settle(self) -> bool:
