@@ -160,6 +160,39 @@ def test_a_lost_broker_means_backoff_and_a_look_at_the_metadata() -> None:
     assert len(fetches.requests(due)) == 1
 
 
+def test_a_log_that_was_cut_is_told_with_its_range_and_reading_goes_on_at_the_cut() -> None:
+    fetches = make()
+    ((_, _, on_done),) = fetches.requests(NOW)
+    on_done(ok(bytes(batch(0)) + bytes(batch(3)) + bytes(batch(6))), NOW)
+    reader = fetches.readers[TP]
+    reader.next_piece(), reader.next_piece()
+    reader.position = 6  # the user has the first six records; three more are buffered
+    fetches._metadata._leaders[TP] = Leader(1, 2, "ipc:///b", 1)
+    fetches.leaders_changed()
+    ((endpoint, message, on_done),) = fetches.requests(NOW)
+    asked = message.partitions[0]
+    assert (endpoint, asked.offset, asked.last_epoch) == ("ipc:///b", 9, 1)
+    on_done(ok(entries=[entry(diverging_epoch=1, diverging_end=4, leader_epoch=2)]), NOW)
+    (cut,) = fetches.truncated
+    assert (cut.facts["offset"], cut.facts["end_offset"]) == (4, 6)
+    assert not reader.pieces
+    ((_, message, _),) = fetches.requests(NOW)
+    assert (message.partitions[0].offset, message.partitions[0].last_epoch) == (4, 1)
+
+
+def test_a_cut_of_what_is_only_buffered_is_no_event() -> None:
+    fetches = make()
+    ((_, _, on_done),) = fetches.requests(NOW)
+    on_done(ok(bytes(batch(0)) + bytes(batch(3))), NOW)
+    reader = fetches.readers[TP]
+    ((_, _, on_done),) = fetches.requests(NOW)
+    on_done(ok(entries=[entry(diverging_epoch=1, diverging_end=3, leader_epoch=2)]), NOW)
+    assert not fetches.truncated
+    assert [piece.header.base_offset for piece in reader.pieces] == [0]
+    ((_, message, _),) = fetches.requests(NOW)
+    assert message.partitions[0].offset == 3
+
+
 def test_an_unknown_topic_is_believed_the_second_time() -> None:
     fetches = make()
     reader = fetches.readers[TP]

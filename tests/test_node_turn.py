@@ -148,6 +148,27 @@ def test_a_wake_up_call_sleeps_until_the_high_watermark_passes(broker: MemoryBro
     assert answer[1] == []
 
 
+def test_who_has_read_what_the_log_does_not_hold_is_told_where_they_part(
+    broker: MemoryBroker,
+) -> None:
+    broker.produce("t", b"0", b"1", b"2")
+    epoch = broker.fetch("t")[0]["leader_epoch"]
+    # Nine records of this epoch were read; the log was cut since.
+    answer, frames = broker.fetch("t", 9, last_epoch=epoch)
+    assert (answer["error"], answer["count"], frames) == (0, 0, [])
+    assert (answer["diverging_epoch"], answer["diverging_end"], answer["next_offset"]) == (
+        epoch,
+        3,
+        3,
+    )
+    entry = {"topic": "t", "partition": 0, "offset": 9, "last_epoch": epoch}
+    call = {"op": "fetch", "mode": "fast", "max_wait_ms": 60_000, "partitions": [entry]}
+    (result,) = broker.ask(call)[0]["partitions"]  # at once
+    assert (result["diverging_epoch"], result["diverging_end"]) == (epoch, 3)
+    assert "diverging_end" not in broker.fetch("t", 3, last_epoch=epoch)[0]
+    assert broker.fetch("t", 9)[0]["name"] == "OFFSET_OUT_OF_RANGE"
+
+
 def test_a_long_poll_ends_empty_at_its_time_and_is_no_error(broker: MemoryBroker) -> None:
     wanted = broker.post(
         {

@@ -1,0 +1,129 @@
+"""Clients of three brokers: leaders die, hang and come back; nothing is lost, doubled, reordered or stuck."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import shmlog
+from shmlog.errors import DeliveryError, InvalidConfig, RequestTimedOut
+from shmlog.testing.cluster import LocalCluster
+
+pytestmark = pytest.mark.process
+PARTITIONS = 2
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(brokers=3) as running:
+        yield running
+
+
+@pytest.fixture
+def topic(cluster: LocalCluster, request: pytest.FixtureRequest) -> str:
+    name = "t" + str(abs(hash(request.node.nodeid)))
+    with shmlog.Admin(cluster.dir) as admin:
+        admin.create_topic(name, PARTITIONS, replication_factor=3)
+    cluster.wait_isr(name)
+    return name
+
+
+class Along(threading.Thread):
+    """Reads a topic while it is written, until it has `count` records."""
+
+    def __init__(self, cluster: LocalCluster, topic: str, count: int, *, ring: bool) -> None:
+        super().__init__(daemon=True)
+        self.values: dict[int, list[int]] = {p: [] for p in range(PARTITIONS)}
+        self.offsets: dict[int, list[int]] = {p: [] for p in range(PARTITIONS)}
+        self._consumer = shmlog.Consumer(topic, where=cluster.dir, ring=ring)
+        self._count = count
+        self.start()
+
+    def run(self) -> None:
+        got = 0
+        with self._consumer:
+            for record in self._consumer:
+                self.values[record.partition].append(int(record.value))
+                self.offsets[record.partition].append(record.offset)
+                got += 1
+                if got == self._count:
+                    return
+
+    def check(self, count: int) -> None:
+        self.join(60)
+        assert not self.is_alive()
+        for partition, values in self.values.items():
+            assert values == list(range(partition, count, PARTITIONS))
+            assert self.offsets[partition] == list(range(len(values)))
+
+
+@pytest.mark.parametrize("trouble", ["kill", "pause"])
+def test_the_loss_of_a_leader_under_load_is_no_event_for_producer_and_consumers(
+    cluster: LocalCluster, topic: str, trouble: str
+) -> None:
+    count = 20_000
+    readers = [Along(cluster, topic, count, ring=ring) for ring in (True, False)]
+    with shmlog.Producer(where=cluster.dir, batch_bytes=4096) as producer:
+        for number in range(count):
+            producer.send(topic, b"%d" % number, partition=number % PARTITIONS)
+            if number == count // 2:
+                victim = cluster.leader(topic, 0)
+                getattr(cluster, trouble)(victim)
+        # Far below the request's own time-out (30 s): nobody waits for the one that hangs.
+        producer.flush(10)
+        assert producer._accumulator.epoch == 0
+    if trouble == "pause":
+        assert cluster.wait_leader(topic, 0) != victim
+        cluster.resume(victim)
+    for reader in readers:
+        reader.check(count)
+    cluster.wait_ready()
+    cluster.wait_isr(topic)
+
+
+def test_questions_are_answered_while_a_broker_hangs(cluster: LocalCluster, topic: str) -> None:
+    with shmlog.Admin(cluster.dir, timeout=10) as admin, shmlog.Producer(where=cluster.dir) as out:
+        out.produce(topic, b"x", partition=0)
+        out.produce(topic, b"x", partition=1)
+        hung = cluster.leader(topic, 0)
+        cluster.pause(hung)
+        try:
+            for _ in range(6):  # each broker's turn comes
+                assert len(admin.describe_topic(topic).partitions) == PARTITIONS
+            ends = admin.list_offsets([(topic, p, -1) for p in range(PARTITIONS)])
+            assert set(ends.values()) == {1}
+            assert set(
+                admin.delete_records([(topic, p, 1) for p in range(PARTITIONS)]).values()
+            ) == {1}
+        finally:
+            cluster.resume(hung)
+    cluster.wait_isr(topic)
+
+
+def test_a_record_that_finds_no_leader_in_time_says_what_became_of_it(
+    cluster: LocalCluster,
+) -> None:
+    with shmlog.Admin(cluster.dir) as admin:
+        admin.create_topic("alone", 1, replication_factor=1)
+    leader = cluster.wait_leader("alone", 0)
+    producer = shmlog.Producer(where=cluster.dir, delivery_timeout=4)
+    producer.produce("alone", b"0")
+    cluster.pause(leader)
+    try:
+        with pytest.raises(RequestTimedOut) as caught:
+            producer.send("alone", b"1").result(20)
+    finally:
+        cluster.resume(leader)
+    with pytest.raises(DeliveryError):
+        producer.close()
+    text = str(caught.value)
+    assert "fate unknown" in text
+    assert f"broker {leader} does not answer and was fenced" in text
+    assert "alone-0 has no leader" in text
+
+
+def test_what_to_do_about_a_cut_log_is_one_of_two_things(cluster: LocalCluster) -> None:
+    with pytest.raises(InvalidConfig, match='"raise" or "continue"'):
+        shmlog.Consumer("t", where=cluster.dir, on_truncation="no")
