@@ -166,7 +166,9 @@ def test_who_has_read_what_the_log_does_not_hold_is_told_where_they_part(
     (result,) = broker.ask(call)[0]["partitions"]  # at once
     assert (result["diverging_epoch"], result["diverging_end"]) == (epoch, 3)
     assert "diverging_end" not in broker.fetch("t", 3, last_epoch=epoch)[0]
-    assert broker.fetch("t", 9)[0]["name"] == "OFFSET_OUT_OF_RANGE"
+    assert (
+        broker.fetch("t", 9)[0]["name"] == "OFFSET_OUT_OF_RANGE"
+    )  # without it, nothing can be told
 
 
 def test_a_long_poll_ends_empty_at_its_time_and_is_no_error(broker: MemoryBroker) -> None:

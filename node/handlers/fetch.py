@@ -29,6 +29,8 @@ from shmlog.records import batch as batches
 _ENTRIES_MAX = 2048
 HEADER_OVERHEAD = 16  # brackets, quotes and what base64 may add to a short value
 
+Divergence = tuple[int, int] | None  # the epoch, and where the log ends it
+
 
 class FetchWait:
     """A fetch that looks again whenever one of its partitions has something new."""
@@ -143,24 +145,23 @@ class FetchWait:
     def _all_there(self, entries: Sequence[FetchPartition]) -> bool:
         """May every entry be answered with data? What may not is an answer at once."""
         try:
-            for entry in entries:
-                self._find(entry)
+            return all(self._find(entry)[1] is None for entry in entries)
         except ShmlogError:
             return False
-        return True
 
-    def _find(self, entry: FetchPartition | FetchSimple) -> Partition:
+    def _find(self, entry: FetchPartition | FetchSimple) -> tuple[Partition, Divergence]:
         partition = find_partition(
             self._context, entry.topic, entry.partition, entry.topic_id, entry.leader_epoch
         )
-        partition.check_offset(entry.offset)
-        return partition
+        diverging = partition.divergence(entry.offset, entry.last_epoch)
+        if diverging is None:
+            partition.check_offset(entry.offset)
+        return partition, diverging
 
     def _read_entry(
         self, wanted: FetchPartition, wake_up: bool, room: int, first: bool
     ) -> tuple[FetchResult, bytes]:
-        partition = self._find(wanted)
-        diverging = partition.divergence(wanted.offset, wanted.last_epoch)
+        partition, diverging = self._find(wanted)
         if diverging is not None:
             return _diverged(wanted, partition, *diverging), b""
         data = b""
@@ -184,8 +185,7 @@ class FetchWait:
 
     def _look_simple(self, request: FetchSimple, *, last: bool) -> bool:
         try:
-            partition = self._find(request)
-            diverging = partition.divergence(request.offset, request.last_epoch)
+            partition, diverging = self._find(request)
             if diverging is not None:
                 self._answer_simple(request, partition, _Opened(), diverging)
                 return True
@@ -220,7 +220,7 @@ class FetchWait:
         request: FetchSimple,
         partition: Partition,
         opened: _Opened,
-        diverging: tuple[int, int] | None = None,
+        diverging: Divergence = None,
     ) -> None:
         base = opened.base_offset if opened.count else request.offset
         if diverging is not None:
