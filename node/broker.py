@@ -54,8 +54,8 @@ class Broker:
         # the room that was kept for them.
         reserve = str(self._data_dir / "reserve")
         storage.unlink(reserve)
-        last = uptime.read(self._data_dir)
         boot_id = process.boot_id()
+        last = uptime.before(uptime.read(self._data_dir), storage, str(self._data_dir), boot_id)
         same_boot = last is not None and last.boot_id == boot_id
         clean = last is not None and last.clean
         incarnation = registry.next_incarnation(self._data_dir)

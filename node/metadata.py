@@ -208,6 +208,9 @@ class Metadata:
             self._storage.sync_dir(self._quorum_file.rpartition("/")[0])
         # Not the generation before: it would vote twice.
         quorum = checkpoint.read_newest(self._storage, self._quorum_file, Quorum)
+        if quorum is not None and not exists:
+            # Killed before the rename: what was read stands aside, and may be in the page cache only.
+            checkpoint.write(self._storage, self._quorum_file, quorum)
         damaged = quorum is None and (exists or self.log.log_end_offset > 0)
         if damaged or self.log.recovery.lossy:
             journal.warning("vote or metadata log damaged: this voter abstains until it knows all")

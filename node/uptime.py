@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from shmlog.log import paths
+from shmlog.log.storage import Storage
 from shmlog.registry import write_durably
 
 
@@ -31,10 +33,18 @@ def read(data_dir: Path) -> Uptime | None:
         return None
 
 
+def before(last: Uptime | None, storage: Storage, data_dir: str, boot_id: str) -> Uptime | None:
+    """The last uptime, or what stands for it where no log was ever opened: the first starts may have been killed
+    before they wrote theirs.
+    """
+    metadata_dir = f"{data_dir}/{paths.partition_dir(paths.METADATA_TOPIC, 0)}"
+    if last is None and not storage.exists(metadata_dir):
+        return Uptime(0, boot_id, clean=False)
+    return last
+
+
 def at_start(last: Uptime | None, incarnation: int, boot_id: str) -> Uptime:
     """What to write before anything is opened: not clean, and the logs are as the last boot left them."""
-    if incarnation == 1:
-        return Uptime(incarnation, boot_id, clean=False)  # nothing was here before
     return Uptime(incarnation, "" if last is None else last.boot_id, clean=False)
 
 

@@ -153,6 +153,18 @@ def test_valid_histories_are_clean() -> None:
 # -- lives ----------------------------------------------------------------------------------------
 
 
+# What once broke an invariant, and why.
+REGRESSIONS = {
+    42: "a vote that was read beside its file was in the page cache only when it counted",
+    1520: "a first start that was killed before its uptime stood made the next one look like another boot",
+}
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_what_a_life_has_shown_stays_mended(seed: int) -> None:
+    assert live(seed)[0].violation is None
+
+
 @pytest.mark.parametrize("first", range(1, 25, 4))
 def test_no_life_breaks_an_invariant(first: int) -> None:
     for seed in range(first, first + 4):

@@ -168,6 +168,7 @@ class Checker:
         self.metadata_terms: list[tuple[int, int]] = []  # last committed entry of each set
         self.raft_leaders: dict[int, tuple[int, int]] = {}
         self.leaders: dict[tuple[Key, int], int] = {}
+        self.winners: dict[Key, int] = {}  # of recovery elections, whose logs are not compared yet
         self.started_ns: dict[
             Key, list[tuple[int, int]]
         ] = {}  # epoch, when its start was committed
@@ -356,6 +357,8 @@ class Checker:
         if before is None:
             return
         recovered = new.recovery_epoch != before.recovery_epoch
+        if recovered:
+            self.winners[key] = new.leader
         if new.leader_epoch < before.leader_epoch or new.partition_epoch < before.partition_epoch:
             raise Violation(f"I2 {before} -> {new}")
         if new.leader != before.leader and new.leader_epoch == before.leader_epoch:
@@ -385,9 +388,12 @@ class Checker:
                 f"I7 {truth.name}: epoch {new.leader_epoch} starts at {new.epoch_start}, "
                 f"committed is {truth.end}: {new}"
             )
-        truth.cut(new.epoch_start, self.world.now_ns)
+        self._lose(truth, new.epoch_start)
+
+    def _lose(self, truth: Truth, offset: int) -> None:
+        truth.cut(offset, self.world.now_ns)
         self.world.count("losses after a reboot")
-        self.world.trace("lost", truth.name, new.epoch_start)
+        self.world.trace("lost", truth.name, offset)
 
     # -- replicas -------------------------------------------------------------------------------------
 
@@ -528,7 +534,9 @@ class Checker:
         state = self.image.partition(*key)
         if state is None:
             return  # the topic is deleted
-        if state.leader_epoch != partition.leader_epoch and state.started:
+        deposed = state.leader_epoch != partition.leader_epoch and state.started
+        if deposed and high_watermark > state.epoch_start:
+            # Below it the old epoch's members had it all; a deposed leader may still hear of that.
             raise Violation(
                 f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
                 f"{partition.leader_epoch}, it is at {state.leader_epoch}"
@@ -590,6 +598,12 @@ class Checker:
                 if known is not None and (
                     known.header.header_crc != header.header_crc or known.end != header.end_offset
                 ):
+                    if self._is_recovered_from(key, process.broker, truth):
+                        self._lose(truth, header.base_offset)
+                        replica.checked = max(replica.checked, offset)
+                        return
+                    if self._awaits_recovery(key):
+                        return  # what the others have makes way for the winner's log
                     if member or (
                         header.end_offset <= partition.high_watermark and not truth.losses
                     ):
@@ -600,6 +614,12 @@ class Checker:
                     return  # it has diverged, and is still to be cut
                 offset = header.end_offset
         replica.checked = max(replica.checked, offset)
+        if state.started and self.winners.get(key) == process.broker:
+            del self.winners[key]  # from here on its log is the truth
+
+    def _is_recovered_from(self, key: Key, broker: int, truth: Truth) -> bool:
+        """Has this broker won an election that may give up what was committed?"""
+        return self.winners.get(key) == broker and self.world.boots > 1 and not truth.always_disk
 
     # -- answers --------------------------------------------------------------------------------------
 

@@ -336,7 +336,7 @@ class Process:
     def start(self) -> None:
         """What `node.broker` does, with the parts of this world."""
         world = self.world
-        last = world.uptimes.get(self.broker)
+        last = uptime.before(world.uptimes.get(self.broker), self.disk, "data", self.boot_id)
         self.same_boot = last is not None and last.boot_id == self.boot_id
         self.clean = last is not None and last.clean
         self._last_uptime, self._is_recovered = last, False
