@@ -144,11 +144,13 @@ class Standing:
         if controller == self._told or controller[0] == -1:
             return
         self._asking = True
+        vacancies = self._vacancies
 
         def done(_: int, error: ShmlogError | None) -> None:
             self._asking = False
             if error is None:
-                self._told = controller
+                if not self._vacancies - vacancies:  # else it has to be told of those too
+                    self._told = controller
                 return
             if not (error.retriable or isinstance(error, Outdated)):
                 raise error
