@@ -81,7 +81,13 @@ class Catalog:
         self._files_max = files_max
         self._lag_time_ns = context.settings.replica_lag_time_max * NS_PER_MS
         self.replication = Replication(
-            context.clock, send, self.find, self._settled_by_report, self._grown, self._cut
+            peers.first_seq(context.identity.incarnation),
+            context.clock,
+            send,
+            self.find,
+            self._settled_by_report,
+            self._grown,
+            self._cut,
         )
         self.upkeep = Upkeep(context.clock, workers, self._synced)
         self._busy: set[tuple[str, int]] = (

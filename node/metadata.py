@@ -187,7 +187,7 @@ class Metadata:
         self._checkpointing = False
         self._waiting: deque[_Waiting] = deque()  # for a controller
         self._in_flight: deque[tuple[int, Done]] = deque()  # appended here, by end offset
-        self._seq = 0
+        self._seq = peers.first_seq(voting.incarnation)
         self._asked: dict[int, _Waiting] = {}  # proposed to the controller `_asked_whom`
         self._asked_whom = -1
         self._seen: dict[int, tuple[int, int]] = {}  # broker -> newest (incarnation, seq) proposed

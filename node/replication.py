@@ -65,6 +65,7 @@ class Replication:
 
     def __init__(
         self,
+        first_seq: int,
         clock: Clock,
         send: Send,
         find: Callable[[bytes, int], Partition | None],
@@ -78,7 +79,7 @@ class Replication:
         self._reported = reported
         self._written = written
         self._cut = cut
-        self._seq = 0
+        self._seq = first_seq
         self._pulls: dict[int, _Pull] = {}
         self._of: dict[Key, int] = {}  # whom a followed partition is pulled from
         self._parked: dict[int, _Parked] = {}

@@ -144,17 +144,21 @@ class Standing:
         if controller == self._told or controller[0] == -1:
             return
         self._asking = True
+        vacancies, again = self._vacancies, self.is_registered
 
         def done(_: int, error: ShmlogError | None) -> None:
             self._asking = False
             if error is None:
-                self._told = controller
+                # A vacancy that came meanwhile has to be told too. And a first registration may be one that
+                # a controller before this one has planned: then this one has taken no report from it.
+                if not self._vacancies - vacancies and (again or not self._vacancies):
+                    self._told = controller
                 return
             if not (error.retriable or isinstance(error, Outdated)):
                 raise error
             self._retry_ns = self._context.clock.monotonic_ns() + RETRY_NS
 
-        change = self._catalog.registration(self._registration, again=self.is_registered)
+        change = self._catalog.registration(self._registration, again=again)
         metadata.submit(change, done, now_ns + CHANGE_NS)
 
     def _maybe_publish(self, now_ns: int) -> None:

@@ -42,6 +42,7 @@ class Leader:
         self.sent: list[tuple[int, Any, bytes]] = []
         ignore: Any = lambda *_: None  # noqa: E731
         self.replication = Replication(
+            0,
             SimpleNamespace(),  # type: ignore[arg-type]
             lambda to, message, frames: self.sent.append((to, message, b"".join(frames))),
             lambda *_: self.partition,  # type: ignore[arg-type, return-value]

@@ -156,6 +156,8 @@ def test_valid_histories_are_clean() -> None:
 # What once broke an invariant, and why.
 REGRESSIONS = {
     42: "a vote that was read beside its file was in the page cache only when it counted",
+    1906: "an answer to a broker's last incarnation counted for the next one, which took itself for registered",
+    1778: "a vacancy that came while the controller was told of the replicas was never told",
     1520: "a first start that was killed before its uptime stood made the next one look like another boot",
 }
 

@@ -21,6 +21,11 @@ from msgspec import Struct
 MESSAGE_BYTES_MAX = 16 << 20
 
 
+def first_seq(incarnation: int) -> int:
+    """Where an incarnation's `seq` numbers begin: an answer that its predecessor waited for is none of its own."""
+    return incarnation << 32
+
+
 class PeerMessage(Struct, kw_only=True, omit_defaults=True, tag_field="op"):
     """Who sends. `broker` and `incarnation` are filled in by whoever puts the message on the wire."""
 
