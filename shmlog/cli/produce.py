@@ -10,10 +10,12 @@ given.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import IO, TYPE_CHECKING, Any
@@ -111,6 +113,7 @@ def _send_all(
     """Send every file's records until one of them fails; what went wrong on this side."""
     try:
         with ExitStack() as stack:
+            stack.enter_context(sender.interrupts)
             bar = None
             if not settings.quiet and sys.stderr.isatty() and "-" not in files:
                 size = sum(os.path.getsize(name) for name in files)
@@ -122,6 +125,38 @@ def _send_all(
     except (ShmlogError, KeyboardInterrupt) as error:
         return error
     return None
+
+
+class _Interrupts:
+    """Ctrl-C while records are handed over waits until the account has them; a second one does not."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._held = self._came = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Interrupted behind it only."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            if self._came:
+                raise KeyboardInterrupt
+
+    def _on_signal(self, *_: object) -> None:
+        if not self._held or self._came:
+            raise KeyboardInterrupt
+        self._came = True
 
 
 def _chunks(source: IO[bytes], bar: ProgressBar[int] | None) -> Iterator[bytes]:
@@ -154,6 +189,7 @@ class Sender:
     size: int = 0
     cause: ShmlogError | None = None
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
+    interrupts: _Interrupts = field(default_factory=lambda: _Interrupts())
     _open: deque[Delivery | Deliveries] = field(default_factory=deque)
     _started_ns: int = field(default_factory=clock.SYSTEM_CLOCK.monotonic_ns)
 
@@ -195,16 +231,17 @@ class Sender:
         keys = rows.keys
         if self.key is not None:
             keys = [self.key] * len(rows)
-        promise = self.producer.send_many(
-            self.topic,
-            rows.values,
-            keys=keys,
-            partition=self.partition,
-            timestamps=rows.timestamps,  # type: ignore[arg-type]  # none is None
-        )
-        self._open.append(promise)
-        self.queued += len(rows)
-        self.size += _size(rows.values) + _size(keys or ())
+        with self.interrupts.held():
+            promise = self.producer.send_many(
+                self.topic,
+                rows.values,
+                keys=keys,
+                partition=self.partition,
+                timestamps=rows.timestamps,  # type: ignore[arg-type]  # none is None
+            )
+            self._open.append(promise)
+            self.queued += len(rows)
+            self.size += _size(rows.values) + _size(keys or ())
 
     def _columns(self, rows: Rows) -> tuple[Iterable[Any], ...]:
         """Values, keys, partitions, timestamps, headers: what there is, else what is fixed."""
@@ -225,17 +262,18 @@ class Sender:
         headers: list[tuple[str, Octets]],
     ) -> bool:
         self._wait_until_due()
-        promise = self.producer.send(
-            self.topic,
-            value,
-            key=key,
-            partition=partition,
-            timestamp=timestamp,
-            headers=[*headers, *self.headers],
-        )
-        self._open.append(promise)
-        self.queued += 1
-        self.size += _size([value, key])
+        with self.interrupts.held():
+            promise = self.producer.send(
+                self.topic,
+                value,
+                key=key,
+                partition=partition,
+                timestamp=timestamp,
+                headers=[*headers, *self.headers],
+            )
+            self._open.append(promise)
+            self.queued += 1
+            self.size += _size([value, key])
         return self._take_back()
 
     def _wait_until_due(self) -> None:
