@@ -187,7 +187,9 @@ class FetchSimple(Request, kw_only=True, omit_defaults=True):
     """Records of one partition as plain frames; `max_bytes` 0 is the wake-up call.
 
     `last_epoch`: leader epoch of the last record read, -1 = not known; with it a log that was cut
-    below `offset` is noticed.
+    below `offset` is noticed. Then there are no records in the answer, but `diverging_epoch`, the
+    largest epoch in the log at or below `last_epoch`, and `diverging_end`, where it ends: go on
+    there if that is lower.
     """
 
     mode: Name
@@ -203,12 +205,7 @@ class FetchSimple(Request, kw_only=True, omit_defaults=True):
 
 
 class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
-    """`count` records from `base_offset`; go on at `next_offset`.
-
-    If the log does not hold what was read (`last_epoch`), there are no records, but two fields more:
-    `diverging_epoch`, the largest epoch in the log at or below `last_epoch`, and `diverging_end`,
-    where it ends. Go on there if that is lower.
-    """
+    """`count` records from `base_offset`; go on at `next_offset`."""
 
     id: int
     error: int
