@@ -577,6 +577,8 @@ class Workload:
 
     def topic_created(self, topic: Topic) -> None:
         self.topics.append(topic)
+        if self.stopping:
+            return  # the answer was late: nobody writes any more
         for index in range(topic.partitions):
             for _ in range(self.rng.choice((1, 1, 2))):
                 acks = self.rng.choice(self.acks)
