@@ -158,6 +158,8 @@ REGRESSIONS = {
     42: "a vote that was read beside its file was in the page cache only when it counted",
     1906: "an answer to a broker's last incarnation counted for the next one, which took itself for registered",
     1778: "a vacancy that came while the controller was told of the replicas was never told",
+    29: "a controller that did not plan a first registration took no report from it and was told of none again",
+    1599: "a topic whose answer came late had the load write on, and its readers never came to an end",
     1520: "a first start that was killed before its uptime stood made the next one look like another boot",
 }
 
