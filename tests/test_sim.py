@@ -160,6 +160,7 @@ REGRESSIONS = {
     1778: "a vacancy that came while the controller was told of the replicas was never told",
     29: "a controller that did not plan a first registration took no report from it and was told of none again",
     1599: "a topic whose answer came late had the load write on, and its readers never came to an end",
+    2042: "batches that were committed after the last readers had come to the end counted as unseen",
     1520: "a first start that was killed before its uptime stood made the next one look like another boot",
 }
 
