@@ -158,6 +158,8 @@ REGRESSIONS = {
     42: "a vote that was read beside its file was in the page cache only when it counted",
     1906: "an answer to a broker's last incarnation counted for the next one, which took itself for registered",
     1778: "a vacancy that came while the controller was told of the replicas was never told",
+    626: "what all members had stored was called wrong when a deposed leader heard of it after the next epoch's start",
+    872: "the winner of a recovery election has other batches than were committed, below its end too",
     1520: "a first start that was killed before its uptime stood made the next one look like another boot",
 }
 
