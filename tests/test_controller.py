@@ -729,6 +729,20 @@ def test_6_7_a_recovery_election_waits_for_all_that_left_and_takes_the_furthest(
     assert cluster.p.lossy == ()
 
 
+def test_6_7_what_a_winner_has_behind_the_start_of_an_epoch_it_knows_nothing_of_is_lost_too(
+    cluster: Cluster,
+) -> None:
+    cluster.die(cluster.p.leader)
+    begun = cluster.p.leader_epoch
+    cluster.start(start_offset=30)
+    reboot(cluster)
+    for broker, end in enumerate((20, 25, 40)):
+        cluster.register(broker, incarnation=2, lossy=True, epoch=begun - 1, end=end)
+    cluster.tick()
+    assert (cluster.p.leader, cluster.p.isr) == (2, (2,))
+    assert cluster.p.lost == (30, 40)
+
+
 def test_6_7_who_left_as_lossy_and_is_away_again_is_waited_for(cluster: Cluster) -> None:
     reboot(cluster)
     cluster.register(0, incarnation=2, lossy=True, epoch=1, end=50)

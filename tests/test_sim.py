@@ -161,6 +161,8 @@ REGRESSIONS = {
     29: "a controller that did not plan a first registration took no report from it and was told of none again",
     1599: "a topic whose answer came late had the load write on, and its readers never came to an end",
     2042: "batches that were committed after the last readers had come to the end counted as unseen",
+    626: "what all members had stored was called wrong when a deposed leader heard of it after the next epoch's start",
+    872: "the winner of a recovery election has other batches than were committed, below its end too",
     1520: "a first start that was killed before its uptime stood made the next one look like another boot",
 }
 

@@ -169,9 +169,9 @@ class Checker:
         self.raft_leaders: dict[int, tuple[int, int]] = {}
         self.leaders: dict[tuple[Key, int], int] = {}
         self.winners: dict[Key, int] = {}  # of recovery elections, whose logs are not compared yet
-        self.started_ns: dict[
-            Key, list[tuple[int, int]]
-        ] = {}  # epoch, when its start was committed
+        self.begun: dict[
+            Key, list[tuple[int, int, int]]
+        ] = {}  # epoch, where it starts, when that was committed
         self.fenced_ns: dict[int, int] = {}
         self.terms: dict[int, int] = {}  # broker -> highest term it has shown
         self._seen: dict[int, _Seen] = {}
@@ -374,7 +374,8 @@ class Checker:
         if gone - set(new.lossy) and len(new.isr) < minimum and not recovered:
             raise Violation(f"J7 {before.isr} -> {new.isr}, the minimum is {minimum}")
         if new.started and not before.started:
-            self.started_ns.setdefault(key, []).append((new.leader_epoch, self.world.now_ns))
+            begun = (new.leader_epoch, new.epoch_start, self.world.now_ns)
+            self.begun.setdefault(key, []).append(begun)
             if new.epoch_start < truth.end:
                 self._judge_loss(key, truth, new)
         for broker in set(new.isr) - set(before.isr):
@@ -515,7 +516,7 @@ class Checker:
         epoch = partition.leader_epoch
         if self.leaders.setdefault((key, epoch), process.number) != process.number:
             raise Violation(f"I1 two leaders of {partition.name} at epoch {epoch}")
-        if epoch not in {e for e, _ in self.started_ns.get(key, ())}:
+        if epoch not in {e for e, _, _ in self.begun.get(key, ())}:
             raise Violation(f"E8 {process} leads {partition.name} at {epoch}, which is not started")
         state = self.image.partition(*key)
         if state is None or state.leader_epoch != epoch:
@@ -534,13 +535,13 @@ class Checker:
         state = self.image.partition(*key)
         if state is None:
             return  # the topic is deleted
-        deposed = state.leader_epoch != partition.leader_epoch and state.started
-        if deposed and high_watermark > state.epoch_start:
+        for epoch, start, _ in self.begun.get(key, ()):
             # Below it the old epoch's members had it all; a deposed leader may still hear of that.
-            raise Violation(
-                f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
-                f"{partition.leader_epoch}, it is at {state.leader_epoch}"
-            )
+            if epoch > partition.leader_epoch and high_watermark > start:
+                raise Violation(
+                    f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
+                    f"{partition.leader_epoch}, epoch {epoch} starts at {start}"
+                )
         offset = max(truth.end, partition.log.log_start_offset)
         if offset > truth.end:
             truth.end = offset
@@ -681,7 +682,7 @@ class Checker:
             return
         key = (topic.topic_id, result["partition"])
         epoch = result["leader_epoch"]
-        later = [at for e, at in self.started_ns.get(key, ()) if e > epoch]
+        later = [at for e, _, at in self.begun.get(key, ()) if e > epoch]
         if later and now_ns - later[0] > self.hang_ns:
             raise Violation(
                 f"I13 {process} acks at epoch {epoch}, {(now_ns - later[0]) // NS_PER_MS} ms after "

@@ -85,14 +85,18 @@ def settle(
     return old
 
 
+def last_begun(old: PartitionRecord) -> int:
+    """The last epoch whose start was committed, -1 if none: it begins at `epoch_start`."""
+    return -1 if old.last_leader is None else old.last_leader[2]
+
+
 def has_no_isr(old: PartitionRecord) -> bool:
     """Has a lossy removal emptied the ISR (6.7)? Then nothing but a recovery election helps.
 
     The same where such an election has made its winner the ISR, but that epoch never started: whoever else held
     what is committed, or what is left of it, still does.
     """
-    begun = -1 if old.last_leader is None else old.last_leader[2]
-    return not old.isr or old.recovery_epoch > begun
+    return not old.isr or old.recovery_epoch > last_begun(old)
 
 
 def may_recover(
@@ -127,14 +131,17 @@ def may_recover(
 def recovered(old: PartitionRecord, alive: Set[int], reports: Reports) -> PartitionRecord:
     """The living replica with the highest (epoch of its last batch, end) leads, alone in the ISR.
 
-    `old` itself if no living replica has reported. `lost` runs from the winner's end to the furthest offset known
-    to have existed; an empty range if none is known.
+    `old` itself if no living replica has reported. `lost` runs from where the winner's log leaves the last one that
+    served (its end, or the start of that epoch if it has nothing of it) to the furthest offset known to have existed;
+    an empty range if none is known.
     """
     known = [broker for broker in old.replicas if broker in alive and broker in reports]
     if not known:
         return old
     winner = max(known, key=lambda broker: (reports[broker].last_epoch, reports[broker].end_offset))
-    end = reports[winner].end_offset
+    end = start = reports[winner].end_offset
+    if reports[winner].last_epoch < last_begun(old):
+        start = min(end, old.epoch_start)
     furthest = max(end, old.epoch_start, *(report.end_offset for report in reports.values()))
     return elected(
         old,
@@ -142,5 +149,5 @@ def recovered(old: PartitionRecord, alive: Set[int], reports: Reports) -> Partit
         isr=(winner,),
         lossy=tuple(b for b in old.replicas if b != winner and b in {*old.isr, *old.lossy}),
         recovery_epoch=old.leader_epoch + 1,
-        lost=(end, furthest),
+        lost=(start, furthest),
     )
