@@ -40,6 +40,9 @@ LEAVE_NS = 2 * NS_PER_S
 PREFERRED_NS = 10 * NS_PER_S
 
 Moved = Callable[[ShmlogError | None], None]
+Vacancies = frozenset[
+    tuple[bytes, int, int]
+]  # (topic id, partition, leader epoch) without a leader
 
 
 class _Move:
@@ -70,7 +73,8 @@ class Standing:
         self._opened = False
         self.is_registered = False
         self._told: tuple[int, int] | None = None  # (controller, term) that knows this broker
-        self._vacancies: frozenset[tuple[bytes, int, int]] = frozenset()  # told, or about to be
+        self._told_of: Vacancies = frozenset()  # and how far its replicas of these reach
+        self._vacancies: Vacancies = frozenset()
         self._asking = False
         self._retry_ns = 0
         self._publish_ns = 0  # by when to be found
@@ -121,17 +125,13 @@ class Standing:
                 "another process has registered as this broker",
                 code=Code.DUPLICATE_BROKER_REGISTRATION,
             )
-        vacancies = frozenset(
+        # A recovery election may need to know how far this broker's replicas reach.
+        self._vacancies = frozenset(
             (state.topic_id, state.partition, state.leader_epoch)
             for topic in image.topics.values()
             for state in topic.partitions
             if state.leader == -1 and self._registration.id in state.replicas
         )
-        if vacancies - self._vacancies:
-            self._told = (
-                None  # a recovery election may need to know how far this broker's replicas reach
-            )
-        self._vacancies = vacancies
 
     def _register(self, now_ns: int) -> None:
         metadata = self._context.metadata
@@ -141,7 +141,8 @@ class Standing:
         self._retry_ns = (
             0  # also where nobody can be told now: a deadline that has passed would spin
         )
-        if controller == self._told or controller[0] == -1:
+        knows = controller == self._told and self._vacancies <= self._told_of
+        if knows or controller[0] == -1:
             return
         self._asking = True
         vacancies, again = self._vacancies, self.is_registered
@@ -149,10 +150,9 @@ class Standing:
         def done(_: int, error: ShmlogError | None) -> None:
             self._asking = False
             if error is None:
-                # A vacancy that came meanwhile has to be told too. And a first registration may be one that
-                # a controller before this one has planned: then this one has taken no report from it.
-                if not self._vacancies - vacancies and (again or not self._vacancies):
-                    self._told = controller
+                # What came meanwhile is still to be told. So is everything after a first registration: a
+                # controller before this one may have planned it, then this one has taken no report from it.
+                self._told, self._told_of = controller, vacancies if again else frozenset()
                 return
             if not (error.retriable or isinstance(error, Outdated)):
                 raise error

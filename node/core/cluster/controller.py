@@ -205,9 +205,7 @@ class Controller:
             key = partition.topic_id, partition.partition
             if partition.leader == -1:
                 vacant[key] = self._vacant.get(key, now_ns)
-            if (
-                key in self._reports
-            ):  # until its epoch starts; by this image an older one may run still
+            if not partition.started and key in self._reports:
                 waiting[key] = self._reports[key]
         self._vacant, self._reports = vacant, waiting
         return []
