@@ -34,8 +34,10 @@ def read(data_dir: Path) -> Uptime | None:
 
 
 def before(last: Uptime | None, storage: Storage, data_dir: str, boot_id: str) -> Uptime | None:
-    """The last uptime, or what stands for it where no log was ever opened: the first starts may have been killed
-    before they wrote theirs.
+    """What the logs are to be judged by: `last`, or this boot where there are none.
+
+    A first start that was killed before it wrote its uptime leaves none, and has opened no log either (the
+    metadata log comes first): what the next one makes is not of another boot.
     """
     metadata_dir = f"{data_dir}/{paths.partition_dir(paths.METADATA_TOPIC, 0)}"
     if last is None and not storage.exists(metadata_dir):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import random
 
+import msgspec
 import pytest
 
-from shmlog.client.session import Outcome, Session
+from shmlog.client.session import SILENCE_NS, Outcome, Session
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import BrokerGone, ClusterNotFound, RequestTimedOut, UnknownTopic
 from shmlog.ids import TopicPartition
 from shmlog.protocol import header
 from shmlog.protocol.messages import (
     BrokerInfo,
+    DeleteTopic,
     ErrorAnswer,
     Hello,
+    HelloAnswer,
     InitProducer,
     InitProducerAnswer,
     Metadata,
@@ -107,6 +110,35 @@ def test_a_lost_connection_ends_what_was_in_flight_there_and_only_there() -> Non
     assert not outcome.answered
     h.answer(B, new_id(sent[1][1]["id"]))
     assert h.outcomes[1].error is None
+
+
+def test_a_question_that_a_silent_broker_owes_goes_to_another_one_too() -> None:
+    h = Harness([A, B])
+    h.session.call(Hello(op="hello", id=0), h.done, h.now, h.now + 60 * NS_PER_S)
+    [(first, asked)] = h.sent()
+    h.pass_time(SILENCE_NS - 1)
+    assert h.sent() == []
+    h.pass_time(1)
+    hellos = [(e, message) for e, message in h.sent() if message["op"] == "hello"]
+    [(second, again)] = hellos
+    assert {first, second} == {A, B}
+    answer = HelloAnswer(
+        id=again["id"], version=1, software="", cluster="c", broker=1, incarnation=1,
+        ops=[], features=[], limits={},
+    )  # fmt: skip
+    h.answer(second, answer)
+    h.answer(first, msgspec.structs.replace(answer, id=asked["id"]))  # late: it does not count
+    assert [outcome.error for outcome in h.outcomes] == [None]
+
+
+def test_a_change_that_a_silent_broker_owes_is_not_asked_for_twice() -> None:
+    h = Harness([A, B])
+    h.session.call(
+        DeleteTopic(op="delete_topic", id=0, topic="t"), h.done, h.now, h.now + 60 * NS_PER_S
+    )
+    h.sent()
+    h.pass_time(SILENCE_NS)
+    assert [message["op"] for _, message in h.sent()] == ["metadata"]
 
 
 def test_a_call_is_repeated_with_growing_pauses_and_goes_to_another_broker() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from node.handlers.exchange import COMMITTED, Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
 from node.partition import Partition
@@ -222,29 +224,31 @@ class FetchWait:
         opened: _Opened,
         diverging: Divergence = None,
     ) -> None:
+        assert self._exchange.id is not None
         base = opened.base_offset if opened.count else request.offset
         if diverging is not None:
             base = min(base, diverging[1])
-        fields: dict[str, Any] = {
-            "id": self._exchange.id,
-            "error": 0,
-            "topic": request.topic,
-            "partition": request.partition,
-            "base_offset": base,
-            "count": opened.count,
-            "next_offset": base + opened.count,
-            "high_watermark": partition.high_watermark,
-            "log_start": partition.log_start,
-            "leader_epoch": partition.leader_epoch,
-            "null_keys": opened.null_keys,
-            "null_values": opened.null_values,
-            "timestamps": opened.timestamps,
-            "headers": opened.headers if any(opened.headers) else None,
-        }
-        answer = FetchSimpleAnswer(**fields)
+        answer = FetchSimpleAnswer(
+            id=self._exchange.id,
+            error=0,
+            topic=request.topic,
+            partition=request.partition,
+            base_offset=base,
+            count=opened.count,
+            next_offset=base + opened.count,
+            high_watermark=partition.high_watermark,
+            log_start=partition.log_start,
+            leader_epoch=partition.leader_epoch,
+            null_keys=opened.null_keys,
+            null_values=opened.null_values,
+            timestamps=opened.timestamps,
+            headers=opened.headers if any(opened.headers) else None,
+        )
         if diverging is not None:
             epoch, end = diverging
-            answer = FetchSimpleDiverged(**fields, diverging_epoch=epoch, diverging_end=end)
+            answer = FetchSimpleDiverged(
+                **msgspec.structs.asdict(answer), diverging_epoch=epoch, diverging_end=end
+            )
         self._exchange.answer(answer, opened.frames)
 
 

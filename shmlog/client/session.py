@@ -67,7 +67,7 @@ BACKOFF_NS = 5 * NS_PER_MS
 METADATA_AGE_NS = 300 * NS_PER_S
 SILENCE_NS = 500 * NS_PER_MS  # who owes an answer for so long may hang
 _NEVER = 1 << 62
-_REPEATABLE = (  # may be asked twice at the same time: nothing is changed by them
+_REPEATABLE = (  # may be asked twice at the same time: at worst a producer id is never used
     Metadata, Hello, InitProducer, DescribeTopic, DescribeCluster, Epochs, MetadataLog,
 )  # fmt: skip
 _GRACE_NS = 500 * NS_PER_MS  # the broker answers 7 at the deadline; its answer may take a moment
@@ -146,12 +146,14 @@ class _Call:
         "on_done",
         "open",
         "patience_ns",
+        "repeatable",
     )
 
     def __init__(
         self, message: Request, on_done: OnDone, deadline_ns: int, patience_ns: int
     ) -> None:
         self.message = message
+        self.repeatable = isinstance(message, _REPEATABLE)
         self.on_done = on_done
         self.deadline_ns = deadline_ns
         self.patience_ns = patience_ns
@@ -412,9 +414,7 @@ class Session:
             now,
             timeout_ns=min(left, call.patience_ns or self.request_timeout_ns),
             patience_ns=call.patience_ns,
-            on_silence=partial(self._hedge, call)
-            if isinstance(call.message, _REPEATABLE)
-            else None,
+            on_silence=partial(self._hedge, call) if call.repeatable else None,
         )
 
     def _hedge(self, call: _Call, now: int) -> None:
@@ -431,7 +431,7 @@ class Session:
         no_news = outcome.answered and call.patience_ns and error is not None and error.code == 7
         if error is None or not error.retriable or no_news:
             call.end(outcome, now)
-        elif not call.done and (not call.open or isinstance(call.message, _REPEATABLE)):
+        elif not call.done and (not call.open or call.repeatable):
             call.endpoint = error.facts.get("endpoint") if outcome.answered else None
             self._again(call, error, now)
 
@@ -470,8 +470,9 @@ class Session:
                 self._silent.add(pending.endpoint)
         self._look_ns = min(soonest, now + SILENCE_NS) if overdue else soonest
         for pending in overdue:
-            tell, pending.on_silence = pending.on_silence, None
+            tell = pending.on_silence
             if tell is not None and pending.endpoint in self._silent:
+                pending.on_silence = None
                 tell(now)
         if overdue:
             self.refresh(now, news=True)

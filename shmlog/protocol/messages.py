@@ -189,7 +189,7 @@ class FetchSimple(Request, kw_only=True, omit_defaults=True):
     `last_epoch`: leader epoch of the last record read, -1 = not known; with it a log that was cut
     below `offset` is noticed. Then there are no records in the answer, but `diverging_epoch`, the
     largest epoch in the log at or below `last_epoch`, and `diverging_end`, where it ends: go on
-    there if that is lower.
+    there if that is lower, and in any case with that epoch as `last_epoch`.
     """
 
     mode: Name
