@@ -10,12 +10,10 @@ given.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from shmlog import clock
 from shmlog.cli.bytes_text import Octets
 from shmlog.cli.connect import open_admin
 from shmlog.cli.formats import FORMAT, given_or_default
+from shmlog.cli.interrupts import Interrupts
 from shmlog.cli.parsing import Parser, Rows, read_rows
 from shmlog.cli.render import in_short, pairs
 from shmlog.cli.settings import Settings
@@ -127,38 +126,6 @@ def _send_all(
     return None
 
 
-class _Interrupts:
-    """Ctrl-C while records are handed over waits until the account has them; a second one does not."""
-
-    def __init__(self) -> None:
-        self._before: Any = None
-        self._held = self._came = False
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Interrupted behind it only."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-            if self._came:
-                raise KeyboardInterrupt
-
-    def _on_signal(self, *_: object) -> None:
-        if not self._held or self._came:
-            raise KeyboardInterrupt
-        self._came = True
-
-
 def _chunks(source: IO[bytes], bar: ProgressBar[int] | None) -> Iterator[bytes]:
     # One read each: what a pipe holds now, not what it will hold when the chunk is full.
     read = getattr(source, "read1", source.read)
@@ -174,7 +141,8 @@ class Sender:
 
     `key`, `partition` and `headers` are those of every record; `rate`: records a second. Records
     near `record_bytes_max` are sent one by one, so that the account is right about which one was
-    refused. `ranges`: partition to (first, last) offset; empty at acks 0.
+    refused. `ranges`: partition to (first, last) offset; empty at acks 0. Within `interrupts` a Ctrl-C
+    comes when the account has what was sent.
     """
 
     producer: Producer
@@ -189,7 +157,7 @@ class Sender:
     size: int = 0
     cause: ShmlogError | None = None
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
-    interrupts: _Interrupts = field(default_factory=lambda: _Interrupts())
+    interrupts: Interrupts = field(default_factory=Interrupts)
     _open: deque[Delivery | Deliveries] = field(default_factory=deque)
     _started_ns: int = field(default_factory=clock.SYSTEM_CLOCK.monotonic_ns)
 
