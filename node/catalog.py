@@ -323,6 +323,13 @@ class Catalog:
                 epoch_start=state.epoch_start,
                 isr=state.isr,
             )
+            if state.recovery_epoch == state.leader_epoch:
+                journal.warning(
+                    "elected though not in sync",
+                    partition=str(partition.name),
+                    leader_epoch=state.leader_epoch,
+                    lost=state.lost,
+                )
             self.settled(partition)
         elif partition.leader is not None and partition.confirmed():
             self.settled(partition)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 import shmlog
-from shmlog.errors import DeliveryError, InvalidConfig, RequestTimedOut
+from shmlog import directory
+from shmlog.cli import main as cli
+from shmlog.errors import DeliveryError, InvalidConfig, LogTruncated, RequestTimedOut
 from shmlog.testing.cluster import LocalCluster
 
 pytestmark = pytest.mark.process
@@ -124,6 +128,64 @@ def test_a_record_that_finds_no_leader_in_time_says_what_became_of_it(
     assert "alone-0 has no leader" in text
 
 
-def test_what_to_do_about_a_cut_log_is_one_of_two_things(cluster: LocalCluster) -> None:
+@pytest.mark.slow
+def test_records_that_an_unclean_election_gave_up_are_told_to_readers_and_operators(
+    cluster: LocalCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with shmlog.Admin(cluster.dir) as admin:
+        configs = {"unclean_leader_election": True, "min_insync_replicas": 1}
+        admin.create_topic("cut", 1, replication_factor=2, configs=configs)
+        cluster.wait_isr("cut")
+        leader = cluster.leader("cut", 0)
+        [partition] = admin.describe_topic("cut").partitions
+        [follower] = set(partition.replicas) - {leader}
+        assert partition.lost is None
+        told: list[Exception] = []
+        with (
+            shmlog.Producer(where=cluster.dir) as producer,
+            shmlog.Producer(where=cluster.dir) as other,
+            shmlog.Consumer("cut", where=cluster.dir) as strict,
+            shmlog.Consumer(
+                "cut", where=cluster.dir, on_truncation="continue", on_error=told.append
+            ) as easy,
+        ):
+            for number in range(5):
+                producer.produce("cut", b"%d" % number)
+            cluster.pause(follower)
+            for number in range(5, 10):
+                producer.produce(
+                    "cut", b"%d" % number
+                )  # the first waits until the ISR is the leader
+            for consumer in (strict, easy):
+                assert values(consumer, 10) == [b"%d" % number for number in range(10)]
+            cluster.pause(leader)
+            cluster.resume(follower)
+            other.produce("cut", b"new")
+            assert cluster.leader("cut", 0) == follower
+            with pytest.raises(LogTruncated) as cut:
+                values(strict, 1)
+            first, end = cut.value.facts["offset"], cut.value.facts["end_offset"]
+            # 6: the follower's fetch was answered with the first one while it was paused.
+            assert (first in (5, 6), end) == (True, 10)
+            for consumer in (strict, easy):
+                assert values(consumer, 1) == [b"new"]
+        assert [error.facts["offset"] for error in told] == [first]
+        cluster.resume(leader)
+        cluster.wait_isr("cut")
+        [partition] = admin.describe_topic("cut").partitions
+        assert partition.lost == [first, first]  # nobody had told how far the one before had come
+        arguments = ["-d", str(cluster.dir), "--output", "table", "topic", "describe", "cut"]
+        assert cli.execute(arguments) == 0
+        assert f"what was acked from offset {first} on may be lost\n" in capsys.readouterr().out
+        log = directory.broker_log(cluster.dir, follower).read_text()
+        [entry] = [line for line in log.splitlines() if "elected though not in sync" in line]
+        assert json.loads(entry)["lost"] == [first, first]
+
+
+def values(consumer: shmlog.Consumer, count: int) -> list[bytes]:
+    return [record.value for record in itertools.islice(consumer, count)]
+
+
+def test_what_to_do_about_a_cut_log_is_one_of_two_things() -> None:
     with pytest.raises(InvalidConfig, match='"raise" or "continue"'):
-        shmlog.Consumer("t", where=cluster.dir, on_truncation="no")
+        shmlog.Consumer("t", on_truncation="no")

@@ -1,7 +1,8 @@
 """The simulated cluster, a short run of it: `python -m tests.sim` is the long one (tests/sim).
 
 I1 to I16, I20, I22, I30, L1 to L5: no life of a cluster breaks them. The checks are proven first: hand-made histories
-with one anomaly each are flagged, random valid ones are not, and planted bugs are caught.
+with one anomaly each are flagged, random valid ones are not, and planted bugs are caught (here those that few seeds
+find; `--planted all` tries every one).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from sim.history import History, Poll, Send, anomalies
 from sim.life import live
+from sim.planted import PLANTED
 
 # -- the history checker --------------------------------------------------------------------------
 
@@ -170,6 +172,18 @@ REGRESSIONS = {
 @pytest.mark.parametrize("seed", REGRESSIONS)
 def test_what_a_life_has_shown_stays_mended(seed: int) -> None:
     assert live(seed)[0].violation is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["serve-before-start", "anybody-elected", "isr-below-minimum", "vote-not-kept", "cut-to-hw"],
+)
+def test_a_planted_bug_is_caught(name: str) -> None:
+    undo = PLANTED[name].plant()
+    try:
+        assert any(live(seed)[0].violation is not None for seed in range(1, 41))
+    finally:
+        undo()
 
 
 @pytest.mark.parametrize("first", range(1, 25, 4))

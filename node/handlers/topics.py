@@ -325,6 +325,7 @@ def describe_topic(
                 log_start=hosted.log_start if hosted else state.log_start,
                 high_watermark=hosted.high_watermark if hosted else -1,
                 end_offset=hosted.log.log_end_offset if hosted else -1,
+                lost=list(state.lost) if state.lost else None,
             )
         )
     assert exchange.id is not None

@@ -139,6 +139,14 @@ def describe(settings: Settings, name: str) -> None:
         write_rows(configs, SETTING_COLUMNS, "table")
         click.echo()
     write_rows(found["partitions"], PARTITION_COLUMNS, settings.output)
+    for partition in found["partitions"] if settings.output == "table" else ():
+        if "lost" in partition:
+            first, end = partition["lost"]
+            known = f"; offsets up to {end - 1} had been written" if end > first else ""
+            click.echo(
+                f"\npartition {partition['partition']}: a replica that was not in sync was elected; what "
+                f"was acked from offset {first} on may be lost{known}"
+            )
 
 
 def _described(answer: DescribeTopicAnswer) -> dict[str, Any]:

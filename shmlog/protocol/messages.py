@@ -393,8 +393,12 @@ class ConfigValue(Struct, kw_only=True):
     default: Any
 
 
-class PartitionDescription(Struct, kw_only=True):
-    """One partition, as its leader sees it."""
+class PartitionDescription(Struct, kw_only=True, omit_defaults=True):
+    """One partition, as its leader sees it.
+
+    `lost`, absent if there was no election of a replica that was not in sync (recovery or unclean): that
+    one may have given up what was acked from `lost[0]` on, of which up to `lost[1]` (exclusive) is known.
+    """
 
     partition: int
     leader: int
@@ -404,6 +408,7 @@ class PartitionDescription(Struct, kw_only=True):
     log_start: int
     high_watermark: int
     end_offset: int
+    lost: list[int] | None = None
 
 
 class DescribeTopicAnswer(Struct, kw_only=True):
