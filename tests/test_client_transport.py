@@ -20,7 +20,7 @@ class Served:
 
     def __init__(self, directory: Path) -> None:
         self.process = subprocess.Popen(["sleep", "600"])
-        self.watch = Watch(0, 1, self.process.pid, os.pidfd_open(self.process.pid))
+        self.watch: Watch | None = Watch(0, 1, self.process.pid, os.pidfd_open(self.process.pid))
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
         self.endpoint = f"ipc://{directory}/s"
@@ -87,8 +87,10 @@ def test_a_loss_alone_names_no_dead(served: Served) -> None:
 
 
 def test_what_is_sent_to_the_dead_is_lost_at_once(served: Served) -> None:
-    served.transport.receive(served.end(death=True, loss=True))
-    fd = os.pidfd_open(served.process.pid)  # not waited for: still there, and ended
-    served.watch = Watch(0, 1, served.process.pid, fd)
+    served.transport.receive(served.end(death=False, loss=True))
+    served.process.kill()
+    wait_readable(served.watch.pidfd)
+    dead, served.watch = served.watch, None  # it is in no registry any more
     served.transport.send(served.endpoint, [b"again"])
-    assert served.transport.poll(10**10) == [Event(served.endpoint, None, served.watch)]
+    assert served.transport.poll(10**10) == [Event(served.endpoint, None, dead)]
+    assert served.endpoint not in served.transport.endpoints
