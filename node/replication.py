@@ -150,7 +150,12 @@ class Replication:
             end = peers.StoredEnd(*key, epoch, stored, durability)
             self._send(self._of[key], peers.ReplicaStored(partitions=[end]), ())
 
-    def answer(self, now_ns: int) -> None:
+    def turn(self, now_ns: int) -> None:
+        """Send what is due: answers to followers, then this broker's own questions and fetches."""
+        self._answer(now_ns)
+        self._pull(now_ns)
+
+    def _answer(self, now_ns: int) -> None:
         """Answer the parked fetches that have something, or whose time is up."""
         for broker, parked in list(self._parked.items()):
             late = parked.deadline_ns <= now_ns
@@ -158,7 +163,7 @@ class Replication:
                 parked.ready = False
                 self._serve(broker, parked, late=late)
 
-    def turn(self, now_ns: int) -> None:
+    def _pull(self, now_ns: int) -> None:
         """Send the questions and fetches that are due."""
         for leader, pull in self._pulls.items():
             if pull.fetch_seq and now_ns - pull.fetch_sent_ns > RESEND_NS:

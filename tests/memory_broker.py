@@ -34,7 +34,7 @@ class HandWire:
         self.sent: list[tuple[bytes, list[bytes]]] = []
 
     def poll(self, timeout_ms: int) -> Ready:
-        return Ready(bool(self.waiting), False)
+        return Ready(bool(self.waiting), False, jobs=True)
 
     def watch(self, descriptor: int) -> None:
         pass

@@ -57,7 +57,7 @@ class Leader:
         fetch = peers.ReplicaFetch(seq=1, partitions=[wanted], max_wait_ms=FETCH_WAIT_MS)
         fetch.broker, fetch.incarnation = broker, 1
         self.replication.handle_fetch(fetch, 0)
-        self.replication.answer(0)
+        self.replication.turn(0)
         to, _, data = self.sent[-1]
         assert to == broker
         return data
@@ -102,7 +102,7 @@ def test_what_is_kept_is_bounded_and_let_go_of_when_nobody_follows_closely(
     )
     fetch.broker, fetch.incarnation = 1, 1
     leader.replication.handle_fetch(fetch, 0)
-    leader.replication.answer(0)
-    leader.replication.answer(FETCH_WAIT_MS * NS_PER_MS)  # without news
+    leader.replication.turn(0)
+    leader.replication.turn(FETCH_WAIT_MS * NS_PER_MS)  # without news
     leader.fetch(2, 0)
     assert leader.partition.reads == [0, 1, 2, 0, 0]

@@ -57,10 +57,11 @@ class Received(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What a poll has found: requests of clients, messages of peers, watched descriptors."""
+    """What a poll has found: requests of clients, messages of peers, finished jobs, watched descriptors."""
 
     requests: bool
     messages: bool
+    jobs: bool
     descriptors: tuple[int, ...] = ()
 
 
@@ -183,16 +184,18 @@ class ZmqWire:
         self._bound = True
 
     def poll(self, timeout_ms: int) -> Ready:
-        requests = messages = False
+        requests = messages = jobs = False
         descriptors: tuple[int, ...] = ()
         for source, _ in self._poller.poll(timeout_ms):
             if source is self._socket:
                 requests = True
             elif source is self._peer_socket:
                 messages = True
-            elif source != self._wake_fd:
+            elif source == self._wake_fd:
+                jobs = True
+            else:
                 descriptors += (source,)
-        return Ready(requests, messages, descriptors)
+        return Ready(requests, messages, jobs, descriptors)
 
     def watch(self, descriptor: int) -> None:
         self._poller.register(descriptor, zmq.POLLIN)

@@ -85,7 +85,8 @@ class Wire:
 
     def poll(self, timeout_ms: int) -> Ready:
         found = sorted(self.readable & self.watched) if self.readable else ()
-        return Ready(bool(self.requests), bool(self.messages), tuple(found))
+        jobs = bool(self._process.workers.finished)
+        return Ready(bool(self.requests), bool(self.messages), jobs, tuple(found))
 
     def watch(self, descriptor: int) -> None:
         self.watched.add(descriptor)
