@@ -591,6 +591,27 @@ def test_nothing_below_the_commit_is_ever_cut() -> None:
     assert one.end_offset == 2
 
 
+def test_entries_of_older_terms_are_not_committed_by_being_counted() -> None:
+    """Figure 8 of the Raft paper: what a majority holds of an older term may still be overwritten."""
+    one = raft(hard_state=HardState(1), terms=((1, 0),), end_offset=2)
+    lead(one, MS)
+    assert (one.term, one.end_offset) == (2, 3)
+    one.step(2, AppendAnswer(term=2, accepted=True, sent_ns=1, stored_end=2), 2 * MS)
+    assert one.commit_offset == 0
+    one.step(2, AppendAnswer(term=2, accepted=True, sent_ns=2, stored_end=3), 3 * MS)
+    assert one.commit_offset == 3
+
+
+def test_a_leader_counts_itself_once_its_own_sync_is_done() -> None:
+    one = raft()
+    lead(one, MS)
+    one.appended(3, 2 * MS)
+    one.step(2, AppendAnswer(term=1, accepted=True, sent_ns=1, stored_end=3), 3 * MS)
+    assert one.commit_offset == 1
+    store(one, 4 * MS)
+    assert one.commit_offset == 3
+
+
 def test_terms_are_what_a_plain_list_says() -> None:
     rng = random.Random(1)
     for _ in range(100):
