@@ -495,7 +495,7 @@ BORN = 1000
 def test_a_voter_abstains_until_it_knows_what_it_may_have_forgotten(
     answered_ns: int, commit: int, terms_told: dict[int, int], asked_ns: int, votes: bool
 ) -> None:
-    """SEMANTICS 7."""
+    """docs/rules.md: what a voter that abstains must know before it votes."""
     one = Raft(
         broker=2,
         brokers=(1, 2, 3),

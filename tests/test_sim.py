@@ -1,6 +1,6 @@
 """The simulated cluster, a short run of it: `python -m tests.sim` is the long one (tests/sim).
 
-I1 to I16, I20, I22, I30, L1 to L5: no life of a cluster breaks them. The checks are proven first: hand-made histories
+No life of a cluster breaks the invariants of docs/rules.md. The checks are proven first: hand-made histories
 with one anomaly each are flagged, random valid ones are not, and planted bugs are caught (here those that few seeds
 find; `--planted all` tries every one, and test_planted.py those that seeds do not find).
 """
@@ -104,7 +104,7 @@ def _gap(h: History) -> None:
         (_unseen, "unseen"),
         (_two_at_one_offset, "inconsistent-offsets"),
         (_twice, "duplicate"),
-        (_refused_and_read, "G1a"),
+        (_refused_and_read, "aborted-read"),
         (_half_of_an_unknown_send, "lost-write"),
         (_skip, "poll-skip"),
         (_back, "nonmonotonic-poll"),

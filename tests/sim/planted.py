@@ -192,7 +192,7 @@ def _minimum_not_checked() -> list[tuple[Any, str, Any]]:
     ]
 
 
-@_bug("H6", "acked before the followers have stored it")
+@_bug("I7", "acked before the followers have stored it")
 def _ack_early() -> list[tuple[Any, str, Any]]:
     original = ProduceWait._reached
 
