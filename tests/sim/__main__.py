@@ -53,7 +53,7 @@ def _hunt(arguments: argparse.Namespace) -> int:
         spent = time.monotonic() - began
         if caught is None:
             missed.append(name)
-            elsewhere = f"; {DIRECTED[name]} does" if name in DIRECTED else ""
+            elsewhere = f"; caught by {DIRECTED[name]}" if name in DIRECTED else ""
             print(
                 f"{bug.id:8}{name}: NOT caught by {tried} seeds, {spent:.0f} s{elsewhere}",
                 flush=True,
