@@ -25,6 +25,8 @@ Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Name = Annotated[str, Meta(max_length=1024)]
 TopicIdHex = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?$")]
+Int64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+SettingValue = bool | Int64 | float | str  # as a client writes one
 HeaderList = list[tuple[str, Octets | None]]
 
 
@@ -335,7 +337,7 @@ class CreateTopic(Request, kw_only=True, omit_defaults=True):
     topic: Name
     partition_count: Int32 = 1
     replication_factor: Int32 = -1
-    configs: dict[Name, Any] = {}
+    configs: dict[Name, SettingValue] = {}
     validate_only: bool = False
 
 
@@ -354,7 +356,7 @@ class AlterTopic(Request, kw_only=True, omit_defaults=True):
     """Change a topic's own settings: all or none."""
 
     topic: Name
-    set: dict[Name, Any] = {}
+    set: dict[Name, SettingValue] = {}
     delete: list[Name] = []
 
 
