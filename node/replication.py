@@ -6,7 +6,7 @@
 Requests and answers are one-way messages that may be lost. A fetch is answered within `max_wait_ms`; after
 RESEND_NS without an answer it is sent again under a new number, and an answer to an older number is dropped. A fetch
 names for each partition the position wanted and the stored end; where a sync moves a stored end while the fetch is
-parked, it is reported at once: acks never wait for a poll (H5).
+parked, it is reported at once: acks never wait for a poll.
 
 Each answer is bounded in bytes; partitions that got data move to the end of the next fetch, so none starves.
 """
