@@ -70,8 +70,7 @@ def _type(serde: Serde | None) -> Any:
 def _type_of(dtype: np.dtype[Any]) -> Any:
     pa = pyarrow()
     if dtype.names is not None:
-        fields = dtype.fields or {}
-        return pa.struct([pa.field(n, _type_of(fields[n][0]), False) for n in dtype.names])
+        return pa.struct([pa.field(n, _type_of(dtype[n]), False) for n in dtype.names])
     if dtype.subdtype is not None:
         item, shape = dtype.subdtype
         return pa.list_(_type_of(item), int(np.prod(shape)))
@@ -136,7 +135,7 @@ def _column(batch: Batch, name: str, kind: Any) -> Any:
 def _binary(column: VariableColumn, count: int) -> Any:
     pa = pyarrow()
     validity = None if column.validity is None else pa.py_buffer(column.validity)
-    positions = pa.py_buffer(memoryview(column.positions).cast("B"))
+    positions = pa.py_buffer(column.positions)
     buffers = [validity, positions, pa.py_buffer(column.data)]
     return pa.Array.from_buffers(pa.binary(), count, buffers)
 
@@ -151,9 +150,8 @@ def _items(batch: Batch, name: str, dtype: np.dtype[Any], kind: Any) -> Any:
 def _array_of(items: Any, dtype: np.dtype[Any], kind: Any) -> Any:
     pa = pyarrow()
     if dtype.names is not None:
-        fields = dtype.fields or {}
         children = [
-            _array_of(items[n], fields[n][0], kind.field(i).type) for i, n in enumerate(dtype.names)
+            _array_of(items[n], dtype[n], kind.field(i).type) for i, n in enumerate(dtype.names)
         ]
         return pa.StructArray.from_arrays(children, fields=list(kind))
     if dtype.subdtype is not None:

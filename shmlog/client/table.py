@@ -6,7 +6,7 @@ again gives the same records (as long as retention leaves them). Partitions foll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 _LATEST, _EARLIEST = -1, -2
+_COLUMNS: dict[str, Callable[[Batch], NDArray[np.int64]]] = {
+    "offset": lambda batch: batch.offsets,
+    "timestamp": lambda batch: batch.timestamps,
+    "partition": lambda batch: np.full(len(batch), batch.partition, np.int64),
+}
 
 
 class Table:
@@ -113,18 +118,12 @@ class Table:
             )
             pieces = [batch.array for batch in table.batches()]
             return np.concatenate(pieces) if pieces else np.empty(0, numpy.dtype)
-        columns = {
-            "offset": lambda b: b.offsets,
-            "timestamp": lambda b: b.timestamps,
-            "partition": lambda b: np.full(len(b), b.partition, np.int32),
-        }
-        if column not in columns:
+        if column not in _COLUMNS:
             raise InvalidConfig(
                 f"to_numpy({column!r}): there are offset, timestamp, partition and value"
             )
-        pieces = [columns[column](batch) for batch in self.batches()]
-        kind = np.int32 if column == "partition" else np.int64
-        return np.concatenate(pieces) if pieces else np.empty(0, kind)
+        pieces = [_COLUMNS[column](batch) for batch in self.batches()]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def __repr__(self) -> str:
         return f"<Table {self.topic} {self.ranges}>"
@@ -143,7 +142,7 @@ def read(
 ) -> Table:
     """A topic, or the part of it between two positions as of now, as a Table.
 
-    Raises: UnknownTopic; InvalidConfig: a position, or a serde without an Arrow type.
+    Raises: UnknownTopic; InvalidConfig: a position, or, when it is read as Arrow, a serde without a type there.
     """
     first, last = positions.parse_range(start)
     with Admin(where) as admin:
