@@ -1,14 +1,14 @@
 """`shmlog export`: a topic's records into a file, JSON Lines or CSV by its suffix; run again, it goes on.
 
 The file holds what `consume -f json` prints (or the rows of csv_text.py). Beside it lies FILE.progress: up to which
-offset, and how long the file was then. A run that was killed is cut back to that length and goes on there.
+offset, and how long the file was then. A run that was killed is cut back to that length and goes on there. Nothing is
+synced: after a power cut a file that is shorter than its note is refused.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -130,7 +130,6 @@ def _write(
 
     def note() -> None:
         out.flush()
-        os.fsync(out.fileno())  # noqa: TID251 - the note must not be ahead of what it speaks of
         progress.size = out.tell()
         resume.write(_beside(file), progress)
 
