@@ -220,7 +220,7 @@ def _append(
             partition=entry.index,
         )
     entry.partition = partition
-    entry.appended = partition.append(frame, acks)
+    entry.appended = partition.append(frame, acks, context.no_space)
     exchange.appended = True
     context.dirty[partition] = None
 

@@ -40,7 +40,11 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """Invariant: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset)."""
+    """Invariants: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset); append times
+    never fall from one batch to the next (the log sees to it).
+
+    An empty segment has no first append time (0), and for its last one that of the segment before.
+    """
 
     def __init__(
         self, storage: Storage, directory: str, base_offset: int, interval_bytes: int
@@ -53,6 +57,7 @@ class Segment:
         self.end_offset = base_offset
         self.size = 0
         self.allocated = 0
+        self.first_append_time_ns = 0
         self.last_append_time_ns = 0
         self.index = SparseIndex(interval_bytes)
         self.index_saved = False
@@ -90,6 +95,8 @@ class Segment:
         self.size = position + header.batch_size
         self.allocated = max(self.allocated, self.size)
         self.end_offset = header.end_offset
+        if position == 0:
+            self.first_append_time_ns = header.append_time_ns
         self.last_append_time_ns = header.append_time_ns
         self.index_saved = False
 
@@ -122,6 +129,8 @@ class Segment:
         self.file().truncate(place.position)
         self.size = self.allocated = place.position
         self.end_offset = place.end_offset
+        if place.position == 0:
+            self.first_append_time_ns = 0
         self.last_append_time_ns = place.last_append_time_ns
         self.index.truncate(place.position, place.max_timestamp_ns)
         self.index_saved = False
@@ -161,7 +170,9 @@ class Segment:
 
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
-        data = self.index.encode(self.size, self.end_offset, self.last_append_time_ns)
+        data = self.index.encode(
+            self.size, self.end_offset, self.first_append_time_ns, self.last_append_time_ns
+        )
         file = self._storage.open(self.index_path, create=True)
         try:
             file.truncate(0)
@@ -188,7 +199,9 @@ class Segment:
         found = SparseIndex.decode(self.read_index())
         if found is None or found.end_offset != end_offset or found.size > self.file_size():
             return False
-        self.index, self.size, self.end_offset, self.last_append_time_ns = found
+        self.index, self.size, self.end_offset = found.sparse, found.size, found.end_offset
+        self.first_append_time_ns = found.first_append_time_ns
+        self.last_append_time_ns = found.last_append_time_ns
         self.allocated = self.size
         self.index_saved = True
         return True

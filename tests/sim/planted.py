@@ -379,9 +379,9 @@ def _no_rewrite() -> list[tuple[Any, str, Any]]:
 def _duplicate_acked_early() -> list[tuple[Any, str, Any]]:
     original = Partition.append
 
-    def append(self: Partition, frame: bytes, acks: str) -> Any:
+    def append(self: Partition, frame: bytes, acks: str, no_space: str) -> Any:
         before = self.next_offset
-        appended = original(self, frame, acks)
+        appended = original(self, frame, acks, no_space)
         if appended.end_offset <= before:  # it was there already
             return appended._replace(end_offset=0)
         return appended
