@@ -4,8 +4,8 @@
     budget       decided by each broker for its replicas, whoever leads them
 
 Deleting is raising the log start to the end of a segment: readers below it get OFFSET_OUT_OF_RANGE from then on, and
-the next checkpoint, in a worker, unlinks the files. So a pass costs no I/O but for what closing a segment takes, and it is
-spread over turns: PARTITIONS_MAX in each.
+the next checkpoint, in a worker, unlinks the files. So a pass costs no I/O but for what closing a segment takes, and
+it is spread over turns: PARTITIONS_MAX in each.
 
 Invariant: a log start is raised here to the end of a closed segment at or below the partition's high watermark.
 """

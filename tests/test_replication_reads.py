@@ -49,6 +49,7 @@ class Leader:
             ignore,
             ignore,
             ignore,
+            ignore,
         )
 
     def fetch(self, broker: int, position: int = 0, epoch: int = 3) -> bytes:
