@@ -66,8 +66,9 @@ class Retention:
         if now_ns >= self._due_ns and not self._in_pass:
             self._due_ns, self._in_pass = now_ns + CHECK_NS, True
             self._space.look()
-            self._look_at_clock()
             self._waiting.update(dict.fromkeys(self._partitions.values()))
+        if self._in_pass or self._waiting:
+            self._look_at_clock()  # before anything is judged by it
         for partition in list(self._waiting)[:PARTITIONS_MAX]:
             del self._waiting[partition]
             if self._is_here(partition):

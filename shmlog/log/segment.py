@@ -43,7 +43,7 @@ class Segment:
     """Invariants: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset); append times
     never fall from one batch to the next (the log sees to it).
 
-    An empty segment has no first append time (0), and for its last one that of the segment before.
+    Of an empty segment the first append time means nothing; the last one is that of the segment before.
     """
 
     def __init__(
@@ -129,8 +129,6 @@ class Segment:
         self.file().truncate(place.position)
         self.size = self.allocated = place.position
         self.end_offset = place.end_offset
-        if place.position == 0:
-            self.first_append_time_ns = 0
         self.last_append_time_ns = place.last_append_time_ns
         self.index.truncate(place.position, place.max_timestamp_ns)
         self.index_saved = False
