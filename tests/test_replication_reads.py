@@ -87,6 +87,24 @@ def test_what_lies_below_the_log_start_now_is_refused_though_it_was_read_before(
     assert leader.sent[-1][1].partitions[0].error == Code.OFFSET_OUT_OF_RANGE
 
 
+@pytest.mark.parametrize(("theirs", "answered"), [(0, True), (4, False), (-1, False)])
+def test_a_log_start_that_rose_is_told_at_once_also_where_nothing_is_to_be_fetched(
+    theirs: int, answered: bool
+) -> None:
+    leader = Leader()
+    end = leader.partition.log.log_end_offset
+    wanted = peers.FetchPosition(TOPIC, 0, 3, end, end, "os", 3, log_start=theirs)
+    fetch = peers.ReplicaFetch(seq=1, partitions=[wanted], max_wait_ms=FETCH_WAIT_MS)
+    fetch.broker, fetch.incarnation = 1, 1
+    leader.partition.log_start = 4
+    leader.replication.handle_fetch(fetch, 0)
+    leader.replication.turn(0)
+    assert bool(leader.sent) is answered
+    if answered:
+        (entry,) = leader.sent[-1][1].partitions
+        assert (entry.error, entry.log_start, entry.size) == (0, 4, 0)
+
+
 def test_what_is_kept_is_bounded_and_let_go_of_when_nobody_follows_closely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
