@@ -125,8 +125,6 @@ class Retention:
             return  # tried again in a second
         partition.log.has_rolled = False  # it is being looked at
         self._rolled(partition)
-        if partition.log.trim_waits:
-            self._trimmed(partition)
 
     def _drop(self, partition: Partition, count: int, rule: str) -> None:
         gone = partition.log.segments[:count]

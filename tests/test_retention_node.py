@@ -343,8 +343,10 @@ def test_the_budget_takes_the_oldest_over_all_topics(tmp_path: Path) -> None:
     assert part(broker, "new").log_start == 0
     here = [p for p in broker.context.partitions.values()]
     assert sum(p.log.allocated_bytes for p in here) <= 700_000
-    fill(broker, 60, "new")
-    wait(broker, 3)
+    for _ in range(12):
+        fill(broker, 5, "new")
+        wait(broker, 1)
+        assert broker.context.no_space == "", "something may go"
     assert part(broker, "new").log_start > 0
     assert part(broker, "old").log.segment_count == 1
     assert broker.context.no_space == ""
