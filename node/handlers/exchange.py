@@ -134,6 +134,9 @@ class Context:
     partitions: dict[tuple[str, int], Partition]
     new_topic_id: Callable[[], bytes]
     has_lease: bool = True  # may this broker ack (E7)? Looked at once a turn
+    no_space: str = (
+        ""  # why produce is refused for lack of disk space, if it is. Looked at once a turn
+    )
     knows_image: bool = False  # after a start: does the image hold all that was committed before?
     purgatory: Purgatory[tuple[object, str], Waiter] = field(default_factory=Purgatory)
     outbox: list[Outgoing] = field(default_factory=list)

@@ -221,7 +221,7 @@ def _append(
         )
     before = partition.next_offset
     entry.partition = partition
-    entry.appended = partition.append(frame, acks)
+    entry.appended = partition.append(frame, acks, context.no_space)
     exchange.appended = True
     context.dirty[partition] = None
     counters, count = context.counters, partition.next_offset - before

@@ -146,6 +146,8 @@ class Loop:
         ):  # requests that went on behind a change of the cluster, or at their deadline
             self._write()
         context.purgatory.arm()
+        catalog.retention.turn(now_ns)
+        context.no_space = catalog.space.refusal
         catalog.upkeep.turn()
         self._tick(now_ns)
         catalog.replication.turn(now_ns)
@@ -161,6 +163,7 @@ class Loop:
         for deadline in (
             self._context.purgatory.next_deadline_ns(),
             self._catalog.upkeep.next_deadline_ns(),
+            self._catalog.retention.next_deadline_ns(),
             self._catalog.replication.next_deadline_ns(),
             self._metadata.next_deadline_ns(),
             self._standing.next_deadline_ns(),
@@ -246,7 +249,8 @@ class Loop:
                 continue
             self._catalog.maybe_make_ring(partition)
             self._catalog.upkeep.written(partition)
-            self._catalog.replication.appended(partition)
+            self._catalog.retention.written(partition)
+            self._catalog.replication.changed(partition)
             self._catalog.settled(partition)
 
     def _answer(self) -> None:

@@ -400,6 +400,10 @@ class PartitionDescription(Struct, kw_only=True, omit_defaults=True):
 
     `lost`, absent if there was no election of a replica that was not in sync (recovery or unclean): that
     one may have given up what was acked from `lost[0]` on, of which up to `lost[1]` (exclusive) is known.
+
+    What follows is of the answering broker's replica, absent if it has none: `size` in bytes of batches, and the number
+    of its segments. `oldest_append_time` of the oldest record (ns, to the segment), absent if there is none;
+    `oldest_goes_at`, when `retention` deletes it (ns; later if more is appended to its segment), absent if it does not.
     """
 
     partition: int
@@ -411,6 +415,10 @@ class PartitionDescription(Struct, kw_only=True, omit_defaults=True):
     high_watermark: int
     end_offset: int
     lost: list[int] | None = None
+    size: int | None = None
+    segments: int | None = None
+    oldest_append_time: Big | None = None
+    oldest_goes_at: Big | None = None
 
 
 class DescribeTopicAnswer(Struct, kw_only=True):

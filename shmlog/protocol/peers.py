@@ -270,7 +270,8 @@ class ProposeAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="propose_
 class FetchPosition(Struct, array_like=True):
     """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch.
 
-    `can_append` false: there is no space here, so nothing is to be sent.
+    `can_append` false: there is no space here, so nothing is to be sent. `log_start`: of the follower; a leader
+    whose own is higher answers at once. -1: not said.
     """
 
     topic_id: bytes
@@ -281,6 +282,7 @@ class FetchPosition(Struct, array_like=True):
     durability: str
     last_epoch: int
     can_append: bool = True
+    log_start: int = -1
 
 
 class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
@@ -297,7 +299,10 @@ class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
 
 
 class FetchedPartition(Struct, array_like=True):
-    """error 0: `size` bytes of whole batches stand in the next frame (none if 0)."""
+    """error 0: `size` bytes of whole batches stand in the next frame (none if 0).
+
+    A follower raises its log start to the leader's, `log_start`.
+    """
 
     topic_id: bytes
     partition: int
