@@ -170,6 +170,7 @@ class Broker:
             # A second one would wake a loop that has ended, by a descriptor that may be a file's by then.
             signal.signal(signum, signal.SIG_IGN)
         self._wire.close()
+        self._page.close()
         for completion in self._workers.close():
             forgiven = completion.lane is Lane.FILES and is_no_space(completion.error)
             if forgiven:

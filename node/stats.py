@@ -62,3 +62,10 @@ class Page:
         if self._memory is not None:
             row = [values[name] for name in stats.NAMES]
             self._writer.write(row, turns.by_duration, now_ns)
+
+    def close(self) -> None:
+        """Take the page's name away; who has it mapped keeps it. May be called without a page."""
+        if self._memory is not None:
+            self._memory.close()
+            posix.unlink(str(self._memory.name))
+            self._memory = None

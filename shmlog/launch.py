@@ -27,7 +27,7 @@ STOP_TIMEOUT_S = 30.0
 FAILED_STARTS_MAX = 3  # of one broker
 _POLL_S = 0.005
 _WATCH_S = 0.1
-_TAIL_BYTES = 2000
+_TAIL_BYTES = 64 << 10  # one traceback is a line of several KiB
 
 
 def supervisor_command(path: Path, *options: str) -> list[str]:

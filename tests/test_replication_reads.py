@@ -137,7 +137,8 @@ class FollowedPartition:
         self.follower = Follower(high_watermark=0)
         self.follower.leader, self.follower.leader_epoch = 1, 3
         self.follower.state = State.FETCHING
-        self.stored_end, self.counted_by, self.log_start = 0, "os", 0
+        self.stored_end, self.counted_by = 0, "os"
+        self.log_start = self.high_watermark = 0
         self.log = SimpleNamespace(log_end_offset=0, epochs=SimpleNamespace(last_epoch=3))
 
     def append_replica(self, frame: bytes) -> None:
