@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 
 from shmlog.client import positions, ring_tail
@@ -34,6 +34,8 @@ from shmlog.ids import TopicPartition
 from shmlog.protocol.messages import FETCH_BYTES_MAX, TopicInfo
 from shmlog.ring.layout import RingIdentity
 from shmlog.serde import Serde
+
+Steps = Generator[int | Callable[[], None] | None, None, Batch | None]
 
 _GLOB = frozenset("*?[")
 _LATEST, _EARLIEST = -1, -2
@@ -134,11 +136,10 @@ class Consumer:
         while True:
             batch = self._batch
             if batch is None or self._taken >= len(batch):
-                with self._engine.lock:
-                    batch = self._next_batch(None, True)
+                batch = self._wait(self._next_batch(None, True))
                 if batch is None:
                     return
-                self._batch, self._taken = batch, 0
+                self._keep(batch, 0)
             records = iter(batch if not self._taken else batch.part(self._taken, len(batch)))
             for record in records:
                 self._taken += 1
@@ -163,12 +164,11 @@ class Consumer:
         while True:
             batch = self._rest()
             if batch is None:
-                with self._engine.lock:
-                    batch = self._next_batch(timeout_ns, copy)
+                batch = self._wait(self._next_batch(timeout_ns, copy))
             if batch is None:
                 return
             if max_records is not None and len(batch) > max_records:
-                self._batch, self._taken = batch, max_records
+                self._keep(batch, max_records)
                 batch = batch.part(0, max_records)
             yield batch
 
@@ -179,6 +179,10 @@ class Consumer:
         if batch is None or taken >= len(batch):
             return None
         return batch.part(taken, len(batch)) if taken else batch
+
+    def _keep(self, batch: Batch, taken: int) -> None:
+        """The first `taken` records of a batch are handed out, the others are not yet."""
+        self._batch, self._taken = batch, taken
 
     # --- positions
 
@@ -336,8 +340,26 @@ class Consumer:
 
     # --- the reading
 
-    def _next_batch(self, timeout_ns: int | None, copy: bool) -> Batch | None:
-        """The next batch; an empty one at the time-out; None at the stop."""
+    def _wait(self, steps: Steps) -> Batch | None:
+        """Drive `_next_batch`: this is all that differs between this class and the one for asyncio."""
+        with self._engine.lock:
+            try:
+                while True:
+                    step = next(steps)
+                    if callable(step):
+                        step()
+                    else:
+                        self._engine.pump(step)
+            except StopIteration as end:
+                batch: Batch | None = end.value
+                return batch
+
+    def _next_batch(self, timeout_ns: int | None, copy: bool) -> Steps:
+        """The next batch; an empty one at the time-out; None at the stop.
+
+        Yields where there is something to wait for: up to how many ns for news of the sockets, or
+        what to call, which asks brokers.
+        """
         engine = self._engine
         engine.check()
         deadline_ns = None if timeout_ns is None else engine.now() + timeout_ns
@@ -345,13 +367,14 @@ class Consumer:
             if self._fetches.truncated:
                 self._report_truncation()
             if self._added:
-                self._take_added()
+                yield self._take_added
             reader = self._find(copy)
             if reader is not None:
                 return self._hand_out(reader)
             if all(reader.finished for reader in self._readers.values()):
                 return None
-            self._raise_errors()
+            if any(reader.error is not None for reader in self._readers.values()):
+                yield self._raise_errors
             now = engine.now()
             left_ns = None if deadline_ns is None else deadline_ns - now
             if left_ns is not None and left_ns < 0:
@@ -361,7 +384,7 @@ class Consumer:
             if retry_ns is not None:
                 wait_ns = retry_ns - now
                 left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
-            engine.pump(left_ns)
+            yield left_ns
 
     def _take_added(self) -> None:
         found = self._engine.list_offsets([(tp, _EARLIEST) for tp in self._added])

@@ -19,7 +19,7 @@ from shmlog.client.arguments import no_topic
 from shmlog.client.bootstrap import Where, look_around
 from shmlog.client.metadata import Leader
 from shmlog.client.session import Outcome, Session, entry_error
-from shmlog.client.transport import Transport
+from shmlog.client.transport import Event, Transport
 from shmlog.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import (
     ClientClosed,
@@ -81,6 +81,11 @@ class Engine:
         """Send what is to be sent, wait for answers up to `timeout_ns` (None: for ever), take them
         in.
         """
+        left_ns = self.begin(timeout_ns)
+        self.take_in(self.check().poll(left_ns))
+
+    def begin(self, timeout_ns: int | None) -> int | None:
+        """The half of `pump` before the wait: send; how long the wait may be."""
         transport, session = self.check(), self.session
         now = self.now()
         session.tick(now)
@@ -90,9 +95,12 @@ class Engine:
         if due is not None:
             left = max(due - now, 0)
             timeout_ns = left if timeout_ns is None else min(left, timeout_ns)
-        events = transport.poll(timeout_ns)
-        if self._closing is not None:
-            self.check()
+        return timeout_ns
+
+    def take_in(self, events: Sequence[Event]) -> None:
+        """The half of `pump` after the wait."""
+        self.check()
+        session = self.session
         if events:
             now = self.now()
             for endpoint, answer, died in events:
