@@ -28,12 +28,11 @@ from shmlog.errors import (
 from shmlog.protocol import header
 from shmlog.protocol.messages import (
     FRAMES_MAX,
-    OPERATION_NAMES,
-    OPERATIONS,
     Envelope,
     Hello,
     Request,
 )
+from shmlog.protocol.operations import OPERATION_NAMES, OPERATIONS
 
 RETRY_AFTER_MS = 20
 

@@ -13,7 +13,6 @@ from shmlog.protocol import peers
 from shmlog.protocol.header import HEADER_SIZE_MAX
 from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
-    OPERATION_NAMES,
     PROTOCOL_VERSION,
     REQUEST_BYTES_MAX,
     SIMPLE_BYTES_MAX,
@@ -36,6 +35,7 @@ from shmlog.protocol.messages import (
     PartitionInfo,
     TopicInfo,
 )
+from shmlog.protocol.operations import OPERATION_NAMES
 from shmlog.records.compression import available
 from shmlog.settings import TOPIC_SETTINGS
 

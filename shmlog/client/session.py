@@ -47,7 +47,6 @@ from shmlog.errors import (
 )
 from shmlog.protocol import header
 from shmlog.protocol.messages import (
-    OPERATIONS,
     DescribeCluster,
     DescribeTopic,
     Epochs,
@@ -59,6 +58,7 @@ from shmlog.protocol.messages import (
     MetadataLog,
     Request,
 )
+from shmlog.protocol.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from shmlog.client.bootstrap import Watch
