@@ -251,7 +251,7 @@ class Catalog:
             if self._context.metadata.image.is_current(me.broker, me.incarnation):
                 self._apply_leader(partition)
             else:
-                # I11: the incarnation before was elected. This one's registration brings a new epoch.
+                # The incarnation before was elected. This one's registration brings a new epoch.
                 self.replication.forget(partition)
                 partition.stop_following()
         elif before is not state or partition.follower is None:
@@ -264,7 +264,7 @@ class Catalog:
             self.upkeep.trimmed(partition)
 
     def _count(self, partition: Partition) -> None:
-        """6.7: the durability by which ends are counted follows the topic's, but never ahead of the log's level."""
+        """The durability by which ends are counted follows the topic's, but never ahead of the log's level."""
         log, wanted = partition.log, partition.config.durability
         if wanted == partition.counted_by or partition.cutting:
             return

@@ -99,7 +99,7 @@ class Partition:
         self.follower: Follower | None = None
         self.elected_epoch = -1  # the epoch that this broker was elected for and has prepared
         self.moving_to: int | None = None  # whom the partition is being handed to
-        # By which durability ends are counted here; "os" only once the log's level says so (SEMANTICS 6.7).
+        # By which durability ends are counted here; "os" only once the log's level says so (see `log.level`).
         self.counted_by: str = log.level
         self.cutting = False  # a worker cuts the log: nobody else touches it
         self.next_offset = log.log_end_offset

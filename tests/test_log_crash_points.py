@@ -211,7 +211,7 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
 
 
 def check_lossy(log: Log, world: World, *, same_boot: bool) -> None:
-    """The table of 6.7, as far as crashes go."""
+    """The table of lossy replicas (docs/rules.md), as far as crashes go."""
     if log.recovery.fresh:
         assert world.log is None
     if same_boot or log.recovery.fresh:

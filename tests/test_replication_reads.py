@@ -1,4 +1,4 @@
-"""What a leader reads for one follower serves the other: once from the ring, for as long as the epoch lasts."""
+"""Fetches between brokers: what a leader reads for one follower serves the other; how long an idle follower waits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from node import replication
-from node.replication import FETCH_WAIT_MS, Replication
+from node.core.replica.follower import Follower, State
+from node.replication import FETCH_WAIT_MS, QUIET_WAIT_MS, Replication
 from shmlog.clock import NS_PER_MS
 from shmlog.errors import Code
+from shmlog.ids import TopicPartition
 from shmlog.protocol import peers
 
 TOPIC = b"t" * 16
@@ -106,3 +108,57 @@ def test_what_is_kept_is_bounded_and_let_go_of_when_nobody_follows_closely(
     leader.replication.turn(FETCH_WAIT_MS * NS_PER_MS)  # without news
     leader.fetch(2, 0)
     assert leader.partition.reads == [0, 1, 2, 0, 0]
+
+
+class FollowedPartition:
+    """A partition that is followed, fetching at 0."""
+
+    def __init__(self) -> None:
+        self.topic_id, self.name = TOPIC, TopicPartition("t", 0)
+        self.follower = Follower(high_watermark=0)
+        self.follower.leader, self.follower.leader_epoch = 1, 3
+        self.follower.state = State.FETCHING
+        self.stored_end, self.counted_by = 0, "os"
+        self.log = SimpleNamespace(log_end_offset=0, epochs=SimpleNamespace(last_epoch=3))
+
+    def append_replica(self, frame: bytes) -> None:
+        pass
+
+
+def test_a_fetch_waits_longer_while_there_is_nothing_and_a_lost_one_is_sent_again() -> None:
+    sent: list[Any] = []
+    partition: Any = FollowedPartition()
+    ignore: Any = lambda *_: None  # noqa: E731
+    follower = Replication(
+        0,
+        SimpleNamespace(),  # type: ignore[arg-type]
+        lambda to, message, frames: sent.append(message),
+        lambda *_: partition,
+        ignore,
+        ignore,
+        ignore,
+    )
+    follower.follow(partition)
+    follower.turn(0)
+
+    def answer(frames: list[bytes]) -> int:
+        """How long the next fetch is to wait, ms."""
+        size = sum(map(len, frames))
+        entry = peers.FetchedPartition(TOPIC, 0, 0, 3, size, 0, 0)
+        message = peers.ReplicaFetched(seq=sent[-1].seq, partitions=[entry])
+        message.broker, message.incarnation = 1, 1
+        follower.handle_fetched(message, frames, 0)
+        follower.turn(0)
+        return int(sent[-1].max_wait_ms)
+
+    assert sent[-1].max_wait_ms == FETCH_WAIT_MS
+    assert answer([]) == QUIET_WAIT_MS
+    assert answer([b"x" * 128]) == FETCH_WAIT_MS
+    assert answer([]) == QUIET_WAIT_MS
+    lost = sent[-1].seq
+    assert follower.next_deadline_ns() == 2 * QUIET_WAIT_MS * NS_PER_MS
+    follower.turn(2 * QUIET_WAIT_MS * NS_PER_MS)
+    assert sent[-1].seq == lost
+    follower.turn(2 * QUIET_WAIT_MS * NS_PER_MS + 1)
+    assert sent[-1].seq > lost
+    assert sent[-1].max_wait_ms == FETCH_WAIT_MS

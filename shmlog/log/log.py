@@ -402,7 +402,7 @@ class Log:
 
     @property
     def level(self) -> Level:
-        """By which durability this replica has counted what it reported (SEMANTICS 6.7)."""
+        """By which durability this replica has counted what it reported (docs/rules.md, lossy)."""
         return self._level
 
     def set_level(self, level: Level, *, reported_end: int | None = None) -> CheckpointJob:

@@ -268,7 +268,7 @@ class ProposeAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="propose_
 class FetchPosition(Struct, array_like=True):
     """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch.
 
-    `can_append` false: there is no space here (J6), so nothing is to be sent.
+    `can_append` false: there is no space here, so nothing is to be sent.
     """
 
     topic_id: bytes

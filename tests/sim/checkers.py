@@ -1,4 +1,4 @@
-"""The invariants of RELIABILITY 11, looked at after every event, at what the event has changed.
+"""The invariants of docs/rules.md, looked at after every event, at what the event has changed.
 
 One list says what is true: for each partition the batches that some leader's high watermark has passed
 (`Truth`), for the metadata log those below a commit offset. It only grows; the one exception is the start of

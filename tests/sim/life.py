@@ -81,7 +81,7 @@ def options_of(seed: int) -> Options:
     if rng.random() < 0.5 and "kill" not in faults:
         faults = ("kill", *faults)
     if rng.random() < 0.04:
-        faults = ()  # bugs live in healthy clusters too (X06)
+        faults = ()  # bugs live in healthy clusters too
     kinds = ("min_insync", "durability", "elect", "trim", "partitions", "delete")
     changes = tuple(kind for kind in kinds if rng.random() < 0.35)
     bad_network = rng.random() < 0.4

@@ -1,7 +1,7 @@
 """Bugs that others had, put back to see that they are caught. Test code only: the product has no switch for them.
 
-Each replaces something of the product in this process; `undo` puts all of it back. The ids are those of RELIABILITY 5
-and of the rules in SEMANTICS 6.
+Each replaces something of the product in this process; `undo` puts all of it back. The ids are those of
+docs/rules.md: B, R and P are bugs that others had, all else is the rule or the invariant that the bug breaks.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ class Planted:
 
 
 PLANTED: dict[str, Planted] = {}
+
+# Those that hundreds of lives do not show, and the test that each turns red (tests/test_planted.py proves it).
+DIRECTED = {
+    "same-leader-no-cut": "test_replica.test_b04_a_rise_of_the_epoch_is_enough_be_it_the_same_leader",
+    "sync-vouches-behind-cut": "test_log_cuts.test_a_sync_begun_before_a_cut_vouches_for_nothing_behind_it",
+    "weaker-reports": "test_replica.test_h1_an_end_counted_by_a_weaker_durability_does_not_count",
+    "stale-reports": "test_replica.test_h1_a_report_of_another_epoch_or_incarnation_changes_nothing",
+    "no-lease": "test_sim.test_a_leader_that_nobody_hears_stops_to_ack",
+    "old-proposal": "test_controller.test_j5_b05_a_proposal_on_facts_that_have_moved_is_refused",
+    "commit-old-terms": "test_raft.test_entries_of_older_terms_are_not_committed_by_being_counted",
+    "commit-before-sync": "test_raft.test_a_leader_counts_itself_once_its_own_sync_is_done",
+}
 
 
 def _bug(id_: str, what: str) -> Callable[[Callable[[], list[tuple[Any, str, Any]]]], None]:
@@ -180,7 +192,7 @@ def _minimum_not_checked() -> list[tuple[Any, str, Any]]:
     ]
 
 
-@_bug("H6", "acked before the followers have stored it")
+@_bug("I7", "acked before the followers have stored it")
 def _ack_early() -> list[tuple[Any, str, Any]]:
     original = ProduceWait._reached
 
@@ -338,7 +350,7 @@ def _commit_before_sync() -> list[tuple[Any, str, Any]]:
     return [(Raft, "_maybe_commit", maybe_commit)]
 
 
-@_bug("R-stale", "a log that is behind wins votes")
+@_bug("I12", "a log that is behind wins votes")
 def _vote_for_stale_logs() -> list[tuple[Any, str, Any]]:
     original = Raft._handle_vote_request
 

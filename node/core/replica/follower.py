@@ -1,4 +1,4 @@
-"""A replica that follows: reconcile by epoch history, cut, then fetch. Sans-IO (SEMANTICS 6.4, H7).
+"""A replica that follows: reconcile by epoch history, cut, then fetch. Sans-IO. T, H7: docs/rules.md.
 
     WAITING      nobody to follow: no leader, its epoch is not started (E8), or it knows of a later one (74)
     RECONCILING  the leader's epoch history is wanted; nothing is fetched before it was compared (T1)
@@ -61,7 +61,7 @@ def plan_truncation(
 def may_cut(
     plan: Truncation, high_watermark: int, mine: Entries, my_end: int, recovery_epoch: int
 ) -> bool:
-    """T3: never below the own high watermark, but where an election of 6.7 has given up what is there."""
+    """T3: never below the own high watermark, but where a recovery or unclean election has given it up."""
     return plan.end_offset >= high_watermark or last_epoch(mine, my_end) < recovery_epoch
 
 
