@@ -1,0 +1,34 @@
+"""Which topics a member wants: names, and patterns with `*` and `?`.
+
+A pattern costs time linear in the name for each of its stars; internal topics (`__...`) match no pattern.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+
+_WILD = frozenset("*?")
+
+
+def is_pattern(name: str) -> bool:
+    """Is it a pattern, and not a name?"""
+    return bool(_WILD & set(name))
+
+
+def matching(subscriptions: Sequence[str], topics: Iterable[str]) -> list[str]:
+    """The topics that exist and are wanted, sorted."""
+    patterns = [_compiled(s) for s in subscriptions if is_pattern(s)]
+    names = {s for s in subscriptions if not is_pattern(s)}
+    return sorted(
+        topic
+        for topic in topics
+        if topic in names
+        or (not topic.startswith("__") and any(p.fullmatch(topic) for p in patterns))
+    )
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    # Only the two: a bracket is itself. fnmatch makes each star possessive, so nothing is tried twice.
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))
