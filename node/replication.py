@@ -68,7 +68,8 @@ class Replication:
     """All pulls and all parked fetches of one broker. One owner: the loop.
 
     `find`: the hosted partition of a key. `reported(partition, moved)`: a follower has told its end, and did that move
-    the high watermark? `written(partition)`: its log has grown. `cut(partition, truncation)` has a worker cut it.
+    the high watermark? `written(partition)`: its log has grown. `trimmed(partition)`: its log start has risen, as the
+    leader's has. `cut(partition, truncation)` has a worker cut it.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Replication:
         find: Callable[[bytes, int], Partition | None],
         reported: Callable[[Partition, bool], None],
         written: Callable[[Partition], None],
+        trimmed: Callable[[Partition], None],
         cut: Callable[[Partition, Truncation], None],
     ) -> None:
         self._clock = clock
@@ -86,6 +88,7 @@ class Replication:
         self._find = find
         self._reported = reported
         self._written = written
+        self._trimmed = trimmed
         self._cut = cut
         self._seq = first_seq
         self._pulls: dict[int, _Pull] = {}
@@ -137,8 +140,8 @@ class Replication:
 
     # -- the turn -------------------------------------------------------------------------------------
 
-    def appended(self, partition: Partition) -> None:
-        """A partition led here has grown: parked fetches that ask for it are answered."""
+    def changed(self, partition: Partition) -> None:
+        """A partition led here has grown, or its log start has risen: parked fetches that ask for it are answered."""
         if self._parked:
             for broker in partition.state.replicas:
                 parked = self._parked.get(broker)
@@ -252,6 +255,7 @@ class Replication:
                     partition.counted_by,
                     partition.log.epochs.last_epoch,
                     key not in pull.no_space,
+                    partition.log_start,
                 )
             )
         fetch = peers.ReplicaFetch(seq=self._seq, partitions=positions, max_wait_ms=pull.wait_ms)
@@ -325,12 +329,20 @@ class Replication:
                 partition.append_replica(frame)
                 self._written(partition)
             follower.fetched(entry.leader_epoch, entry.high_watermark, partition.log.log_end_offset)
+            self._copy_log_start(partition, entry.log_start)
         except CorruptMessage as error:
             journal.warning("fetched damage", partition=str(partition.name), reason=str(error))
             pull.paused[key] = now_ns + PAUSE_NS
         except DiskFull as error:
             journal.warning("disk full", partition=str(partition.name), reason=str(error))
             pull.no_space[key] = now_ns + NO_SPACE_PAUSE_NS
+
+    def _copy_log_start(self, partition: Partition, log_start: int) -> None:
+        """What the leader has deleted goes here too; never what is not known to be committed here."""
+        log_start = min(log_start, partition.high_watermark)
+        if log_start > partition.log_start:
+            partition.trim(log_start)
+            self._trimmed(partition)
 
     # -- leader ---------------------------------------------------------------------------------------
 
@@ -381,16 +393,19 @@ class Replication:
         entries: list[peers.FetchedPartition] = []
         frames: list[bytes] = []
         room = fetch.max_bytes
+        news = False
         for wanted in fetch.partitions:
             entry, data = self._serve_one(wanted, room, first=not frames)
             if data:
                 frames.append(data)
                 room -= len(data)
-            if data or entry.error or late:
+            start_rose = entry.log_start > wanted.log_start >= 0
+            if data or entry.error or late or start_rose:
                 entries.append(entry)
+                news = True
         if late:
             self._forget_reads()  # nobody follows closely: nothing to share
-        if frames or late or any(entry.error for entry in entries):
+        if news or late:
             del self._parked[broker]
             self._send(broker, peers.ReplicaFetched(seq=fetch.seq, partitions=entries), frames)
 

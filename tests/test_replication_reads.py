@@ -51,6 +51,7 @@ class Leader:
             ignore,
             ignore,
             ignore,
+            ignore,
         )
 
     def fetch(self, broker: int, position: int = 0, epoch: int = 3) -> bytes:
@@ -88,6 +89,24 @@ def test_what_lies_below_the_log_start_now_is_refused_though_it_was_read_before(
     assert leader.sent[-1][1].partitions[0].error == Code.OFFSET_OUT_OF_RANGE
 
 
+@pytest.mark.parametrize(("theirs", "answered"), [(0, True), (4, False), (-1, False)])
+def test_a_log_start_that_rose_is_told_at_once_also_where_nothing_is_to_be_fetched(
+    theirs: int, answered: bool
+) -> None:
+    leader = Leader()
+    end = leader.partition.log.log_end_offset
+    wanted = peers.FetchPosition(TOPIC, 0, 3, end, end, "os", 3, log_start=theirs)
+    fetch = peers.ReplicaFetch(seq=1, partitions=[wanted], max_wait_ms=FETCH_WAIT_MS)
+    fetch.broker, fetch.incarnation = 1, 1
+    leader.partition.log_start = 4
+    leader.replication.handle_fetch(fetch, 0)
+    leader.replication.turn(0)
+    assert bool(leader.sent) is answered
+    if answered:
+        (entry,) = leader.sent[-1][1].partitions
+        assert (entry.error, entry.log_start, entry.size) == (0, 4, 0)
+
+
 def test_what_is_kept_is_bounded_and_let_go_of_when_nobody_follows_closely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,6 +138,7 @@ class FollowedPartition:
         self.follower.leader, self.follower.leader_epoch = 1, 3
         self.follower.state = State.FETCHING
         self.stored_end, self.counted_by = 0, "os"
+        self.log_start = self.high_watermark = 0
         self.log = SimpleNamespace(log_end_offset=0, epochs=SimpleNamespace(last_epoch=3))
 
     def append_replica(self, frame: bytes) -> None:
@@ -134,6 +154,7 @@ def test_a_fetch_waits_longer_while_there_is_nothing_and_a_lost_one_is_sent_agai
         SimpleNamespace(),  # type: ignore[arg-type]
         lambda to, message, frames: sent.append(message),
         lambda *_: partition,
+        ignore,
         ignore,
         ignore,
         ignore,

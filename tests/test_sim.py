@@ -172,12 +172,20 @@ REGRESSIONS = {
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
 def test_what_a_life_has_shown_stays_mended(seed: int) -> None:
-    assert live(seed)[0].violation is None
+    assert live(seed, options_of(seed, retention=False))[0].violation is None
 
 
 @pytest.mark.parametrize(
     "name",
-    ["serve-before-start", "anybody-elected", "isr-below-minimum", "vote-not-kept", "cut-to-hw"],
+    [
+        "serve-before-start",
+        "anybody-elected",
+        "isr-below-minimum",
+        "vote-not-kept",
+        "cut-to-hw",
+        "retention-takes-one-more",
+        "retention-above-hw",
+    ],
 )
 def test_a_planted_bug_is_caught(name: str) -> None:
     undo = PLANTED[name].plant()

@@ -40,7 +40,11 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """Invariant: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset)."""
+    """Invariants: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset); append times
+    never fall from one batch to the next (the log sees to it).
+
+    Of an empty segment the first append time means nothing; the last one is that of the segment before.
+    """
 
     def __init__(
         self, storage: Storage, directory: str, base_offset: int, interval_bytes: int
@@ -53,6 +57,7 @@ class Segment:
         self.end_offset = base_offset
         self.size = 0
         self.allocated = 0
+        self.first_append_time_ns = 0
         self.last_append_time_ns = 0
         self.index = SparseIndex(interval_bytes)
         self.index_saved = False
@@ -90,6 +95,8 @@ class Segment:
         self.size = position + header.batch_size
         self.allocated = max(self.allocated, self.size)
         self.end_offset = header.end_offset
+        if position == 0:
+            self.first_append_time_ns = header.append_time_ns
         self.last_append_time_ns = header.append_time_ns
         self.index_saved = False
 
@@ -161,7 +168,9 @@ class Segment:
 
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
-        data = self.index.encode(self.size, self.end_offset, self.last_append_time_ns)
+        data = self.index.encode(
+            self.size, self.end_offset, self.first_append_time_ns, self.last_append_time_ns
+        )
         file = self._storage.open(self.index_path, create=True)
         try:
             file.truncate(0)
@@ -188,7 +197,9 @@ class Segment:
         found = SparseIndex.decode(self.read_index())
         if found is None or found.end_offset != end_offset or found.size > self.file_size():
             return False
-        self.index, self.size, self.end_offset, self.last_append_time_ns = found
+        self.index, self.size, self.end_offset = found.sparse, found.size, found.end_offset
+        self.first_append_time_ns = found.first_append_time_ns
+        self.last_append_time_ns = found.last_append_time_ns
         self.allocated = self.size
         self.index_saved = True
         return True

@@ -22,10 +22,12 @@ from node.core.replica.leader import Leader
 from node.handlers.produce import ProduceWait
 from node.metadata import Metadata
 from node.partition import Partition
+from shmlog.log import retention as rules_of_retention
 from shmlog.log.checkpoint import EpochHistory
 from shmlog.log.log import Log
 from shmlog.log.opening import Opening
 from shmlog.log.producers import ProducerStates
+from shmlog.log.retention import JumpWatch
 
 
 @dataclass(frozen=True)
@@ -391,11 +393,54 @@ def _no_rewrite() -> list[tuple[Any, str, Any]]:
 def _duplicate_acked_early() -> list[tuple[Any, str, Any]]:
     original = Partition.append
 
-    def append(self: Partition, frame: bytes, acks: str) -> Any:
+    def append(self: Partition, frame: bytes, acks: str, no_space: str) -> Any:
         before = self.next_offset
-        appended = original(self, frame, acks)
+        appended = original(self, frame, acks, no_space)
         if appended.end_offset <= before:  # it was there already
             return appended._replace(end_offset=0)
         return appended
 
     return [(Partition, "append", append)]
+
+
+# -- retention ------------------------------------------------------------------------------------
+
+
+@_bug("I22", "the size rule takes one segment more than it may")
+def _retention_takes_one_more() -> list[tuple[Any, str, Any]]:
+    original = rules_of_retention.too_much
+
+    def too_much(segments: Any, retention_bytes: int, high_watermark: int) -> int:
+        count = original(segments, retention_bytes, high_watermark)
+        more = count and count + 1 < len(segments)
+        return count + 1 if more and segments[count].end_offset <= high_watermark else count
+
+    return [(rules_of_retention, "too_much", too_much)]
+
+
+@_bug("I22", "retention does not look at the high watermark")
+def _retention_above_hw() -> list[tuple[Any, str, Any]]:
+    old, much = rules_of_retention.too_old, rules_of_retention.too_much
+    return [
+        (
+            rules_of_retention,
+            "too_old",
+            lambda s, now_ns, retention_ms, _: old(s, now_ns, retention_ms, 1 << 60),
+        ),
+        (rules_of_retention, "too_much", lambda s, size, _: much(s, size, 1 << 60)),
+    ]
+
+
+@_bug("I22", "the time rule goes on after a jump of the wall clock")
+def _jumps_not_seen() -> list[tuple[Any, str, Any]]:
+    return [(JumpWatch, "look", lambda self, wall_ns, steady_ns: 0)]
+
+
+@_bug("3.2", "a follower keeps what its leader has deleted")
+def _follower_keeps_log_start() -> list[tuple[Any, str, Any]]:
+    return [(replication.Replication, "_copy_log_start", lambda self, partition, log_start: None)]
+
+
+@_bug("T1", "a follower whose end lies below the leader's log start is not told to begin anew")
+def _no_new_beginning() -> list[tuple[Any, str, Any]]:
+    return [(following.Follower, "refused", lambda self, epoch, code: None)]

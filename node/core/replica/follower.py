@@ -46,7 +46,9 @@ def plan_truncation(
     """T1: where a follower's log stops being a prefix of the leader's.
 
     At the end, the lower of both, of the largest epoch that both know. An epoch says who wrote, so below that the
-    two are the same; what only one of them knows is not. A log without a batch differs nowhere.
+    two are the same; what only one of them knows is not. A log without a batch differs nowhere. Where that end lies
+    below the start of either log there is nothing to cut at: the follower begins anew. (Below its own start: where its
+    oldest known epoch begins. It has deleted more than the leader, which lost what it had behind.)
     """
     anew = Truncation(their_log_start, anew=True)
     if last_epoch(mine, my_end) < 0:
@@ -55,7 +57,7 @@ def plan_truncation(
     if common < 0:
         return anew
     end = min(_end_of(common, mine, my_end), _end_of(common, theirs, their_end))
-    return Truncation(end) if end >= their_log_start else anew
+    return Truncation(end) if end >= max(their_log_start, mine[0][1]) else anew
 
 
 def may_cut(
