@@ -70,6 +70,7 @@ class Code(enum.IntEnum):
     UNRELEASED_INSTANCE_ID = 111
     UNSUPPORTED_ASSIGNOR = 112
     STALE_MEMBER_EPOCH = 113
+    INVALID_REGULAR_EXPRESSION = 128
     BUSY = 1000
     BROKER_GONE = 1001
     DISK_FULL = 1002
@@ -412,6 +413,9 @@ TABLE: dict[Code, Entry] = {
     ),
     Code.UNSUPPORTED_ASSIGNOR: Entry(InvalidRequest, 1, 'use "uniform" or "range"'),
     Code.STALE_MEMBER_EPOCH: Entry(PartitionMoved, 1, "go on with what is still assigned"),
+    Code.INVALID_REGULAR_EXPRESSION: Entry(
+        InvalidRequest, 1, "subscribe to names, or patterns with * and ?"
+    ),
     Code.BUSY: Entry(Backpressure, 5, "wait retry_after_ms and send less at once"),
     Code.BROKER_GONE: Entry(BrokerGone, 5, "send again; with idempotence nothing is doubled"),
     Code.DISK_FULL: Entry(DiskFull, 5, "make room on the broker's disk"),

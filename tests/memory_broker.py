@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from node.assembly import Node, Ports, Start
+from node.io.liveness import Opened
 from node.io.wire import Ready, Received
 from node.io.workers import Completion, Lane
 from node.metadata import Voting
@@ -53,6 +54,9 @@ class HandWire:
 
     def receive(self) -> Received | None:
         return self.waiting.popleft() if self.waiting else None
+
+    def pid_of(self, sender: Any) -> int:
+        return int(sender or 0)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self.sent.append((client, list(frames)))
@@ -119,6 +123,9 @@ class _NoKernel:
     """There are no other processes."""
 
     def open(self, broker: int, incarnation: int) -> int | None:
+        return None
+
+    def open_process(self, pid: int) -> Opened | None:
         return None
 
     def close(self, descriptor: int) -> None:

@@ -115,7 +115,7 @@ class Group:
             self.members[member] = new
             same = old is not None and (old.topics, old.assignor) == (new.topics, new.assignor)
         if same:
-            self._changed()
+            self.changed()
             self.settle()
         else:
             self._next_epoch(f"{member} joined")
@@ -177,7 +177,7 @@ class Group:
         if given_up:
             for part in given_up:
                 del member.releasing[part]
-            self._changed()
+            self.changed()
             self.settle()
 
     def remove(self, member: str, why: str, now_wall_ns: int) -> None:
@@ -191,7 +191,7 @@ class Group:
     def gone(self, member: Member) -> None:
         """A static member's process is dead: its partitions wait for its return."""
         member.is_gone = True
-        self._changed()
+        self.changed()
 
     # -- plan -----------------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class Group:
             member.epoch_before, member.epoch = member.epoch, epoch
             member.reason = self._news
         member.state = state
-        self._changed()
+        self.changed()
 
     def _note_moves(self, owners: Mapping[Part, Member], now_ns: int) -> None:
         moves = {}
@@ -263,9 +263,10 @@ class Group:
     def _next_epoch(self, news: str) -> None:
         self.epoch += 1
         self._news = news
-        self._changed()
+        self.changed()
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """What is stored has changed."""
         self.version += 1
         self.is_dirty = True
 

@@ -9,12 +9,24 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 
+from shmlog.errors import Code, InvalidRequest
+
 _WILD = frozenset("*?")
+_ALLOWED = re.compile(r"[A-Za-z0-9._*?-]{1,249}")
 
 
 def is_pattern(name: str) -> bool:
     """Is it a pattern, and not a name?"""
     return bool(_WILD & set(name))
+
+
+def check(name: str) -> None:
+    """Raises InvalidRequest (128) unless it is a name or pattern that topics can have."""
+    if not _ALLOWED.fullmatch(name):
+        raise InvalidRequest(
+            f"subscription {name[:60]!r}: 1 to 249 of A-Z a-z 0-9 . _ - * ?",
+            code=Code.INVALID_REGULAR_EXPRESSION,
+        )
 
 
 def matching(subscriptions: Sequence[str], topics: Iterable[str]) -> list[str]:
