@@ -101,6 +101,12 @@ class Engine:
                 else:
                     session.received(endpoint, answer, now)
 
+    def wake(self) -> None:
+        """End a `pump` of another thread, without an answer. From any thread."""
+        transport = self._transport
+        if transport is not None:
+            transport.wake()
+
     def wait(self, done: Callable[[], bool], deadline_ns: int) -> bool:
         """Pump until `done()`; False if the deadline passes first."""
         while not done():
@@ -110,14 +116,18 @@ class Engine:
             self.pump(left)
         return True
 
-    def ask(self, message: Request, timeout_ns: int = API_TIMEOUT_NS) -> Any:
-        """The answer of any broker. Raises what the broker or the deadline says."""
+    def ask(
+        self, message: Request, timeout_ns: int = API_TIMEOUT_NS, *, endpoint: str | None = None
+    ) -> Any:
+        """The answer of any broker, `endpoint` first. Raises what the broker or the deadline says."""
         with self.lock:
             self.check()
             outcomes: list[Outcome] = []
             now = self.now()
             deadline_ns = now + timeout_ns
-            self.session.call(message, lambda o, _: outcomes.append(o), now, deadline_ns)
+            self.session.call(
+                message, lambda o, _: outcomes.append(o), now, deadline_ns, endpoint=endpoint
+            )
             self.wait(lambda: bool(outcomes), deadline_ns + NS_PER_S)
             if not outcomes:
                 raise RequestTimedOut(f"{message.op}: no answer within {timeout_ns / NS_PER_S:g} s")
