@@ -65,7 +65,9 @@ class Group:
     def join(self, member: str, *topics: str, **fields: Any) -> dict[str, Any]:
         return self.settle(self.post(member, 0, {}, topics=list(topics or ("t",)), **fields))
 
-    def beat(self, member: str, epoch: int, owned: dict[str, list[int]], **f: Any) -> dict[str, Any]:
+    def beat(
+        self, member: str, epoch: int, owned: dict[str, list[int]], **f: Any
+    ) -> dict[str, Any]:
         return self.settle(self.post(member, epoch, owned, **f))
 
 
@@ -95,7 +97,11 @@ def group(broker: MemoryBroker) -> Group:
 
 def test_the_first_member_gets_all_a_second_one_its_half_once_it_was_given_up(group: Group) -> None:
     first = group.join("a")
-    assert (assigned(first), first["member_epoch"], first["state"]) == ({"t": [0, 1, 2, 3]}, 1, "stable")
+    assert (assigned(first), first["member_epoch"], first["state"]) == (
+        {"t": [0, 1, 2, 3]},
+        1,
+        "stable",
+    )
     waiting = group.post("a", 1, {"t": [0, 1, 2, 3]})
     group.broker.turn()
     assert group.broker.answer(waiting) is None, "a heartbeat without news waits"
@@ -128,7 +134,9 @@ def test_a_commit_is_taken_from_the_owner_only_and_is_there_after_a_restart(
     assert group.ask("group_leave", member="a")["error"] == 0
     again = ready(MemoryBroker(tmp_path, storage=group.broker.storage, incarnation=2))
     found = Group(again).ask("committed")["partitions"]
-    assert [(p["topic"], p["partition"], p["offset"], p["metadata"]) for p in found] == [("t", 1, 7, "m")]
+    assert [(p["topic"], p["partition"], p["offset"], p["metadata"]) for p in found] == [
+        ("t", 1, 7, "m")
+    ]
 
 
 def test_members_are_there_after_a_restart_and_those_that_nobody_hears_go_after_a_session(

@@ -19,11 +19,13 @@ from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import ClientClosed, ClusterNotFound, LeaderUnavailable, ShmlogError
 
 _SLEEP_MAX_NS = 5 * NS_PER_S
-_LEAVE_NS = 2 * NS_PER_S  # a leave that does not arrive: the process's end, or silence, says the same
+_LEAVE_NS = (
+    2 * NS_PER_S
+)  # a leave that does not arrive: the process's end, or silence, says the same
 
 
 class MemberThread(threading.Thread):
-    """See above. `tell` is called when there is news for the application."""
+    """See above. `tell` is called whenever the membership has heard something."""
 
     def __init__(
         self,
@@ -92,9 +94,7 @@ class MemberThread(threading.Thread):
         def done(outcome: Outcome, at: int) -> None:
             with self.lock:
                 asked.on_done(outcome, at)
-                news = self.membership.has_news
-            if news:
-                self._tell()
+            self._tell()
 
         try:
             endpoint = asked.endpoint or session.any_endpoint()

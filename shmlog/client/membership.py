@@ -188,9 +188,9 @@ class Membership:
     # --- answers
 
     def _beaten(self, life: int, outcome: Outcome, now: int) -> None:
-        self._beats -= 1
         if life != self._life:
             return
+        self._beats -= 1
         error = outcome.error
         if error is None:
             self._attempts = self._retry_at_ns = 0

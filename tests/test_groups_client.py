@@ -1,0 +1,180 @@
+"""Consumers of one group against real brokers: who reads what, what is committed, what a move and a close do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import shmlog
+from shmlog import LocalCluster
+from shmlog.errors import InvalidConfig, InvalidRequest, PartitionMoved
+from shmlog.ids import TopicPartition
+
+PARTITIONS = 4
+EACH = 50
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster() as running:
+        yield running
+
+
+@pytest.fixture
+def where(cluster: LocalCluster) -> Path:
+    return cluster.dir
+
+
+@pytest.fixture
+def topic(where: Path, request: pytest.FixtureRequest) -> str:
+    """A topic of this test's own, with EACH records in each partition."""
+    name = "g" + str(abs(hash(request.node.nodeid)))
+    with shmlog.Admin(where) as admin, shmlog.Producer(where=where) as producer:
+        admin.create_topic(name, PARTITIONS)
+        for partition in range(PARTITIONS):
+            send(producer, name, partition, 0, EACH)
+    return name
+
+
+def send(producer: shmlog.Producer, topic: str, partition: int, first: int, last: int) -> None:
+    for number in range(first, last):
+        producer.send(topic, b"%d" % number, partition=partition)
+    producer.flush()
+
+
+def member(where: Path, topic: str, **options: object) -> shmlog.Consumer:
+    return shmlog.Consumer(topic, where=where, group=topic, **options)
+
+
+def drain(consumer: shmlog.Consumer, count: int) -> list[tuple[int, int]]:
+    """(partition, offset) of the next `count` records, batch by batch; the last batch is not finished."""
+    found: list[tuple[int, int]] = []
+    for batch in consumer.batches():
+        found += [(batch.partition, offset) for offset in batch.offsets.tolist()]
+        if len(found) >= count:
+            break
+    return found
+
+
+def everything() -> list[tuple[int, int]]:
+    return [(p, o) for p in range(PARTITIONS) for o in range(EACH)]
+
+
+def test_a_group_goes_on_where_it_stopped(where: Path, topic: str) -> None:
+    with member(where, topic, stop="latest") as c:
+        assert c.assignment == [TopicPartition(topic, p) for p in range(PARTITIONS)]
+        assert sorted((r.partition, r.offset) for r in c) == everything()
+    with shmlog.Producer(where=where) as producer:
+        send(producer, topic, 2, EACH, EACH + 1)
+    with member(where, topic, stop="latest") as c:
+        assert [(r.partition, r.offset, r.value) for r in c] == [(2, EACH, b"%d" % EACH)]
+        assert {tp.partition: o.offset for tp, o in c.committed().items()} == {
+            p: EACH for p in range(PARTITIONS)
+        }
+
+
+def test_what_is_in_the_application_s_hands_is_not_committed(where: Path, topic: str) -> None:
+    with member(where, topic) as c:
+        records = iter(c)
+        seen = [next(records) for _ in range(10)]  # the tenth is being handled when it ends
+    with member(where, topic, stop="latest") as c:
+        again = sorted((r.partition, r.offset) for r in c)
+    done = {(r.partition, r.offset) for r in seen[:-1]}
+    assert again == [place for place in everything() if place not in done]
+
+
+def test_commit_before_the_work_is_at_most_once(where: Path, topic: str) -> None:
+    with member(where, topic, commit="manual") as c:
+        batch = next(c.batches(max_records=7))
+        c.commit(batch, metadata="before")
+        tp = TopicPartition(topic, batch.partition)
+        assert c.committed()[tp].metadata == "before"
+        next(c.batches(max_records=7))  # handed out, and never committed
+    with member(where, topic, stop="latest") as c:
+        found = {(r.partition, r.offset) for r in c}
+    assert found == set(everything()) - {(batch.partition, o) for o in batch.offsets.tolist()}
+
+
+def test_a_second_member_gets_half_and_nothing_is_read_twice(where: Path, topic: str) -> None:
+    moves: list[tuple[str, int]] = []
+    first = member(
+        where, topic,
+        on_assign=lambda parts: moves.append(("assign", len(parts))),
+        on_revoke=lambda parts, *, lost: moves.append(("lost" if lost else "revoke", len(parts))),
+    )  # fmt: skip
+    with first:
+        got = drain(first, PARTITIONS * EACH)
+        joined: list[shmlog.Consumer] = []
+        thread = threading.Thread(target=lambda: joined.append(member(where, topic)))
+        thread.start()
+        # The first one gives up when it asks for more, no sooner.
+        asking = first.batches(timeout=0.05)
+        while len(first.assignment) == PARTITIONS:
+            assert not len(next(asking))
+        thread.join()
+        second = joined[0]
+        with second:
+            waiting = second.batches(timeout=0.05)
+            while len(second.assignment) < PARTITIONS // 2:
+                assert not len(next(waiting))
+            assert not set(first.assignment) & set(second.assignment)
+            assert moves == [("assign", PARTITIONS), ("revoke", PARTITIONS // 2)]
+            assert sorted(got) == everything()
+            with pytest.raises(PartitionMoved):
+                gone = shmlog.Consumer(topic, where=where, stop="latest")
+                with gone:
+                    first.commit(next(b for b in gone.batches() if TopicPartition(topic, b.partition) in second.assignment))  # fmt: skip
+
+
+def test_a_slow_batch_keeps_its_partitions_until_it_is_finished(where: Path, topic: str) -> None:
+    with member(where, topic) as slow:
+        batches = slow.batches(max_records=5)
+        batch = next(batches)
+        tp = TopicPartition(topic, batch.partition)
+        with member(where, topic) as other:
+            next(other.batches(timeout=0.5))
+            assert tp not in other.assignment  # it is still being worked on
+            assert tp in slow.assignment
+            slow.commit(batch)
+
+
+def test_positions_pause_and_seek_in_a_group(where: Path, topic: str) -> None:
+    with member(where, topic) as c:
+        for tp in c.assignment[1:]:
+            c.pause(tp)
+        only = c.assignment[0]
+        assert {p for p, _ in drain(c, EACH)} == {0}
+        assert not len(next(c.batches(timeout=0.1)))
+        c.seek(only, EACH - 3)
+        assert drain(c, 3) == [(0, o) for o in range(EACH - 3, EACH)]
+        c.seek(only, 7)
+        c.resume()
+    with member(where, topic) as c:
+        assert c.committed()[only].offset == 7  # sought back, so committed back
+        assert c.position(only) == 7
+
+
+def test_where_a_new_group_begins(where: Path, topic: str) -> None:
+    with pytest.raises(InvalidRequest, match="no committed offset"):
+        member(where, topic, reset="error")
+    with member(where, topic, reset="latest"):
+        pass
+    with shmlog.Producer(where=where) as producer:
+        send(producer, topic, 1, EACH, EACH + 2)
+    with member(where, topic, stop="latest") as c:  # where it began was committed at once
+        assert [(r.partition, r.offset) for r in c] == [(1, EACH), (1, EACH + 1)]
+    with pytest.raises(InvalidConfig, match="reset"):
+        member(where, topic, start="latest")
+
+
+def test_a_consumer_that_is_forgotten_leaves_its_group(where: Path, topic: str) -> None:
+    forgotten = member(where, topic)
+    assert len(forgotten.assignment) == PARTITIONS
+    del forgotten
+    with member(where, topic) as c:
+        waiting = c.batches(timeout=0.05)
+        while len(c.assignment) < PARTITIONS:
+            next(waiting)
