@@ -190,7 +190,7 @@ class Consumer:
         member, now = self._member, self._engine.now
         while True:
             self._finish()
-            batch = self._batch
+            batch, self._in_hand = self._batch, None
             if batch is None or self._taken >= len(batch):
                 with self._engine.lock:
                     batch = self._next_batch(None, True)

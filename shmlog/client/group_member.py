@@ -59,7 +59,7 @@ class GroupMember:
             functools.partial(
                 _membership, group, tuple(topics), instance, assignor, commit_interval_ns
             ),
-            engine.wake,
+            engine.check().wake,  # of the sockets: the engine knows the consumer, which the thread must not keep
             request_timeout_ns=request_timeout_ns,
             rng=rng,
         )
