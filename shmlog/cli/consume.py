@@ -10,6 +10,7 @@ import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -65,6 +66,7 @@ class Selection:
 @FORMAT
 @click.option("-p", "--partitions", metavar="LIST", help="Such as 0,2-4.")
 @click.option("--grep", metavar="RE", help="Only records whose key or value matches.")
+@click.option("-g", "--group", metavar="GROUP", help="Share the topics with this group's members.")
 @click.pass_obj
 def consume(
     settings: Settings,
@@ -75,14 +77,23 @@ def consume(
     text: str | None,
     partitions: str | None,
     grep: str | None,
+    group: str | None,
 ) -> None:
     """Read records of TOPICs (names or patterns such as 'orders.*') and go on following.
+
+    With -g the group's offsets say where to go on, and -o where to begin if there are none; what was written
+    is committed, also at Ctrl-C. -e is then at the ends of the partitions that this member has.
 
     With -e or -n, --timeout is for the command: exit 4 if the end has not come by then.
     The format language: docs/operations.md, or -f '%k\\t%v\\n'.
     """
     printer = Printer(given_or_default(text, settings), terminal=sys.stdout.isatty())
     start, stop = parse_range(position)
+    if group is not None and stop is not None:
+        raise InvalidConfig(f"-o {position!r}: with -g, one position, where the group begins")
+    begin: dict[str, Any] = {"start": start or EARLIEST}
+    if group is not None:
+        begin = {"group": group, "reset": start or EARLIEST}
     chosen = None if partitions is None else integers(partitions, "-p")
     try:
         selection = Selection(count, None if grep is None else re.compile(os.fsencode(grep)))
@@ -95,7 +106,7 @@ def consume(
             *topics,
             where=settings.where,
             partitions=chosen,
-            start=start or EARLIEST,
+            **begin,
             stop=LATEST if to_end and stop is None else stop,
         ) as consumer,
     ):
@@ -110,8 +121,12 @@ def consume(
             if limits:
                 left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset
                 columns = columns.cut(0, max(left, 0))
-            sys.stdout.buffer.write(printer.format(selection.of(columns)))
+            shown = selection.of(columns)
+            sys.stdout.buffer.write(printer.format(shown))
             sys.stdout.buffer.flush()
+            if group is not None and selection.left == 0 and len(shown):
+                tp = TopicPartition(batch.topic, batch.partition)
+                consumer.seek(tp, shown.offsets[-1] + 1)  # committed at the end
             if selection.left == 0 or _reached(consumer, limits):
                 return
 
