@@ -72,7 +72,8 @@ class GroupAdmin:
         answers = self._engine.ask_brokers(
             lambda: ListGroups(op="list_groups", id=0), self._timeout_ns
         )
-        return sorted((g for answer in answers for g in answer.groups), key=lambda g: g.group)
+        found = {g.group: g for answer in answers for g in answer.groups}  # one that moves: once
+        return [found[name] for name in sorted(found)]
 
     def describe_group(self, group: str) -> GroupDescription:
         """Members and lag. Raises InvalidRequest (69): there is no such group."""
