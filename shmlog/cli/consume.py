@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import click
 from shmlog import clock
 from shmlog.cli.connect import open_admin
 from shmlog.cli.formats import FORMAT, given_or_default
+from shmlog.cli.interrupts import Interrupts
 from shmlog.cli.printing import Columns, Printer
 from shmlog.cli.render import integers
 from shmlog.cli.settings import Settings
@@ -24,7 +26,7 @@ from shmlog.client import consumer as client
 from shmlog.client.admin import Admin
 from shmlog.client.batch import Batch
 from shmlog.client.positions import EARLIEST, LATEST, Kind, Position, parse_range
-from shmlog.errors import InvalidConfig, RequestTimedOut
+from shmlog.errors import InvalidConfig, PartitionMoved, RequestTimedOut
 from shmlog.ids import TopicPartition
 from shmlog.records.layout import Codec
 
@@ -109,6 +111,7 @@ def consume(
             **begin,
             stop=LATEST if to_end and stop is None else stop,
         ) as consumer,
+        _Shares(consumer) if group is not None else nullcontext() as shares,
     ):
         limits = _limits(consumer, stop) if to_end else {}
         if count == 0 or _reached(consumer, limits):
@@ -122,13 +125,46 @@ def consume(
                 left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset
                 columns = columns.cut(0, max(left, 0))
             shown = selection.of(columns)
-            sys.stdout.buffer.write(printer.format(shown))
-            sys.stdout.buffer.flush()
-            if group is not None and selection.left == 0 and len(shown):
-                tp = TopicPartition(batch.topic, batch.partition)
-                consumer.seek(tp, shown.offsets[-1] + 1)  # committed at the end
+            with shares.step(batch) if shares is not None else nullcontext():
+                sys.stdout.buffer.write(printer.format(shown))
+                sys.stdout.buffer.flush()
+            if shares is not None and selection.left == 0 and len(shown):
+                shares.ends_at(batch, shown.offsets[-1] + 1)
             if selection.left == 0 or _reached(consumer, limits):
                 return
+
+
+class _Shares:
+    """Reading with a group: a batch is finished when it is written, also if Ctrl-C comes right then."""
+
+    def __init__(self, consumer: client.Consumer) -> None:
+        self._consumer = consumer
+        self._interrupts = Interrupts()
+        self._written: Batch | None = None
+
+    def __enter__(self) -> _Shares:
+        self._interrupts.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is KeyboardInterrupt and self._written is not None:
+                with suppress(PartitionMoved):
+                    self._consumer.commit(self._written)
+        finally:
+            self._interrupts.__exit__()
+
+    @contextmanager
+    def step(self, batch: Batch) -> Iterator[None]:
+        """The writing of a batch, which Ctrl-C does not cut short."""
+        with self._interrupts.held():
+            yield
+            self._written = batch
+
+    def ends_at(self, batch: Batch, offset: int) -> None:
+        """Only the records below `offset` of the batch were shown, and are to be committed."""
+        self._consumer.seek(TopicPartition(batch.topic, batch.partition), offset)
+        self._written = None
 
 
 class _Deadline:
