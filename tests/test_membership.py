@@ -188,6 +188,23 @@ def test_commits_are_gathered_numbered_and_one_at_a_time() -> None:
     assert m.it.unsaved() == {}
 
 
+def test_no_automatic_commit_goes_back_behind_the_application_s_own() -> None:
+    m = Member()
+    m.join([0])
+    m.it.finish(P0, Mark(5), m.now)
+    m.now = m.it.due_ns()
+    automatic = m.asked(Commit)
+    by_hand = m.it.commit({P0: Mark(9)})
+    assert by_hand.number > automatic.message.number
+    m.it.said({P0: Mark(9)}, [{"error": 0}])
+    m.fail(automatic, 1001, answered=False)
+    m.now += 10 * NS_PER_S
+    assert m.quiet()
+    m.it.finish(P0, Mark(3), m.now)  # sought back
+    m.now = m.it.due_ns()
+    assert m.asked(Commit).message.offsets[0].offset == 3
+
+
 def test_a_topic_that_was_made_again_is_lost_and_new() -> None:
     m = Member()
     beat = m.join([0])

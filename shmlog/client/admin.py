@@ -1,4 +1,4 @@
-"""Administration: topics, their settings and ends, groups (group_admin.py), the cluster. Answers are the protocol's structs."""
+"""Administration: topics, their settings and ends, groups, the cluster. Answers are the protocol's structs."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class GroupMember:
             raise PartitionMoved(f"group {self.group!r} has removed this member; it joins again")
         answer = self._engine.ask(message, timeout_ns, endpoint=endpoint)
         with self._lock:
-            errors = member.stored(marks, answer.partitions)
+            errors = member.said(marks, answer.partitions)
         if errors:
             raise errors[0]
 

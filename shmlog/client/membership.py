@@ -315,6 +315,14 @@ class Membership:
         stored = self._stored
         return {tp: m for tp, m in self._finished.items() if stored.get(tp, _NO_MARK)[0] != m[0]}
 
+    def said(
+        self, marks: Mapping[TopicPartition, Mark], entries: Sequence[dict[str, object]]
+    ) -> list[ShmlogError]:
+        """A commit by the application was answered: no automatic one goes back behind it."""
+        errors = self.stored(marks, entries)
+        self._finished.update({tp: m for tp, m in marks.items() if tp in self._taken})
+        return errors
+
     def stored(
         self, marks: Mapping[TopicPartition, Mark], entries: Sequence[dict[str, object]]
     ) -> list[ShmlogError]:
