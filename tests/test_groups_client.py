@@ -159,6 +159,29 @@ def test_positions_pause_and_seek_in_a_group(where: Path, topic: str) -> None:
         assert c.position(only) == 7
 
 
+def test_topics_that_come_and_go_are_followed(where: Path, topic: str) -> None:
+    gone: list[TopicPartition] = []
+    later = topic + "-later"
+    with (
+        shmlog.Admin(where) as admin,
+        shmlog.Consumer(
+            topic + "*", where=where, group=topic,
+            on_revoke=lambda parts, *, lost: gone.extend(parts if lost else []),
+        ) as c,
+    ):  # fmt: skip
+        drain(c, PARTITIONS * EACH)
+        admin.create_topic(later, 1)
+        with shmlog.Producer(where=where) as producer:
+            producer.produce(later, b"first")
+        assert next(r for r in c if r.topic == later).value == b"first"
+        admin.delete_topic(later)
+        waiting = c.batches(timeout=0.05)
+        while not gone:
+            assert not len(next(waiting))
+        assert gone == [TopicPartition(later, 0)]
+        assert len(c.assignment) == PARTITIONS
+
+
 def test_where_a_new_group_begins(where: Path, topic: str) -> None:
     with pytest.raises(InvalidRequest, match="no committed offset"):
         member(where, topic, reset="error")

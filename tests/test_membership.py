@@ -18,7 +18,7 @@ from shmlog.protocol.group_messages import (
 )
 
 ID = "0" * 32
-P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
+FIRST, SECOND = TopicPartition("t", 0), TopicPartition("t", 1)
 COORDINATOR = "ipc:///coordinator"
 
 
@@ -80,7 +80,7 @@ def test_it_joins_with_epoch_0_and_the_next_heartbeat_is_due_at_once() -> None:
     m.tell(join, 3, [0, 1], [])
     beat = m.asked(GroupHeartbeat)
     assert (beat.message.member_epoch, owned(beat)) == (3, [0, 1])
-    assert m.it.news().assigned == parts(P0, P1)
+    assert m.it.news().assigned == parts(FIRST, SECOND)
 
 
 def test_what_is_taken_is_given_up_by_the_application_and_told_at_once() -> None:
@@ -90,9 +90,9 @@ def test_what_is_taken_is_given_up_by_the_application_and_told_at_once() -> None
     m.tell(beat, 1, [0], [1])
     beat = m.asked(GroupHeartbeat)
     assert owned(beat) == [0, 1]  # still in use
-    assert m.it.news().releasing == parts(P1)
+    assert m.it.news().releasing == parts(SECOND)
     assert m.quiet()
-    m.it.release([P1])
+    m.it.release([SECOND])
     # Another one goes out though the first still waits at the coordinator.
     assert owned(m.asked(GroupHeartbeat)) == [0]
     assert m.quiet()
@@ -103,22 +103,22 @@ def test_what_the_application_never_took_is_given_up_without_it() -> None:
     m = Member()
     m.tell(m.asked(GroupHeartbeat), 1, [0, 1], [])
     beat = m.asked(GroupHeartbeat)
-    m.it.take(parts(P0))
+    m.it.take(parts(FIRST))
     m.tell(beat, 1, [0], [1])
     assert owned(m.asked(GroupHeartbeat)) == [0]
-    assert m.it.take(parts(P1)) == {}
+    assert m.it.take(parts(SECOND)) == {}
 
 
 def test_a_fenced_member_loses_everything_and_joins_again() -> None:
     m = Member()
     beat = m.join([0])
-    m.it.finish(P0, Mark(5), m.now)
+    m.it.finish(FIRST, Mark(5), m.now)
     m.fail(beat, 110)
     again = m.asked(GroupHeartbeat)
     assert (again.message.member_epoch, again.message.member) == (0, beat.message.member)
     m.tell(again, 4, [0], [])
     news = m.it.news()
-    assert (news.lost, news.assigned) == (parts(P0), parts(P0))  # to be begun anew
+    assert (news.lost, news.assigned) == (parts(FIRST), parts(FIRST))  # to be begun anew
     m.now += 2 * NS_PER_S
     m.asked(GroupHeartbeat)
     assert m.quiet()  # what was finished before is no longer this member's to commit
@@ -127,7 +127,7 @@ def test_a_fenced_member_loses_everything_and_joins_again() -> None:
 def test_a_late_answer_of_an_earlier_life_changes_nothing() -> None:
     m = Member()
     beat = m.join([0])
-    m.it.release([P0])
+    m.it.release([FIRST])
     m.tell(beat, 1, [0], [])
     first = m.asked(GroupHeartbeat)
     m.fail(first, 25)
@@ -135,7 +135,7 @@ def test_a_late_answer_of_an_earlier_life_changes_nothing() -> None:
     m.tell(first, 9, [0, 1], [])
     assert m.it.epoch == 0
     m.tell(join, 2, [1], [])
-    assert m.it.news().assigned == parts(P1)
+    assert m.it.news().assigned == parts(SECOND)
 
 
 def test_the_coordinator_is_the_one_named_and_lost_ones_are_looked_for() -> None:
@@ -158,7 +158,7 @@ def test_a_refusal_for_good_is_the_end() -> None:
     beat = m.join([0])
     m.fail(beat, 82)
     assert m.it.fatal is not None
-    assert m.it.news().lost == parts(P0)
+    assert m.it.news().lost == parts(FIRST)
     m.now += 100 * NS_PER_S
     assert m.quiet()
 
@@ -166,14 +166,14 @@ def test_a_refusal_for_good_is_the_end() -> None:
 def test_commits_are_gathered_numbered_and_one_at_a_time() -> None:
     m = Member()
     m.join([0, 1])
-    assert m.it.finish(P0, Mark(5, 2), m.now)
-    assert not m.it.finish(P0, Mark(9, 2), m.now)
+    assert m.it.finish(FIRST, Mark(5, 2), m.now)
+    assert not m.it.finish(FIRST, Mark(9, 2), m.now)
     assert m.quiet()
     m.now = m.it.due_ns()
     commit = m.asked(Commit)
     assert [(o.partition, o.offset, o.leader_epoch) for o in commit.message.offsets] == [(0, 9, 2)]
-    m.it.finish(P1, Mark(3), m.now)
-    m.it.finish(P0, Mark(10), m.now)
+    m.it.finish(SECOND, Mark(3), m.now)
+    m.it.finish(FIRST, Mark(10), m.now)
     m.now += 5 * NS_PER_S
     assert m.quiet()
     m.fail(commit, 1001, answered=False)
@@ -191,16 +191,16 @@ def test_commits_are_gathered_numbered_and_one_at_a_time() -> None:
 def test_no_automatic_commit_goes_back_behind_the_application_s_own() -> None:
     m = Member()
     m.join([0])
-    m.it.finish(P0, Mark(5), m.now)
+    m.it.finish(FIRST, Mark(5), m.now)
     m.now = m.it.due_ns()
     automatic = m.asked(Commit)
-    by_hand = m.it.commit({P0: Mark(9)})
+    by_hand = m.it.commit({FIRST: Mark(9)})
     assert by_hand.number > automatic.message.number
-    m.it.said({P0: Mark(9)}, [{"error": 0}])
+    m.it.said({FIRST: Mark(9)}, [{"error": 0}])
     m.fail(automatic, 1001, answered=False)
     m.now += 10 * NS_PER_S
     assert m.quiet()
-    m.it.finish(P0, Mark(3), m.now)  # sought back
+    m.it.finish(FIRST, Mark(3), m.now)  # sought back
     m.now = m.it.due_ns()
     assert m.asked(Commit).message.offsets[0].offset == 3
 
@@ -214,4 +214,4 @@ def test_a_topic_that_was_made_again_is_lost_and_new() -> None:
     )  # fmt: skip
     beat.on_done(Outcome(answer, (), None, True), m.now)
     news = m.it.news()
-    assert (news.lost, news.assigned) == (parts(P0), {P0: "1" * 32})
+    assert (news.lost, news.assigned) == (parts(FIRST), {FIRST: "1" * 32})

@@ -139,16 +139,18 @@ class GroupMember:
 
         Raises: PartitionMoved: a partition is another member's by now; the others were stored.
         """
-        if not marks:
-            return
         member = self._membership
+        errors: list[ShmlogError] = []
         with self._lock:
-            message, endpoint = member.commit(marks), member.coordinator
-        if message.member_epoch == 0:
-            raise PartitionMoved(f"group {self.group!r} has removed this member; it joins again")
-        answer = self._engine.ask(message, timeout_ns, endpoint=endpoint)
-        with self._lock:
-            errors = member.said(marks, answer.partitions)
+            mine = {tp: mark for tp, mark in marks.items() if member.has(tp)}
+            message, endpoint = member.commit(mine) if mine else None, member.coordinator
+        if message is not None:
+            answer = self._engine.ask(message, timeout_ns, endpoint=endpoint)
+            with self._lock:
+                errors = member.said(mine, answer.partitions)
+        for tp in sorted(marks.keys() - mine.keys()):
+            text = f"{tp} is no partition of this member (any more)"
+            errors.append(PartitionMoved(text, topic=tp.topic, partition=tp.partition))
         if errors:
             raise errors[0]
 

@@ -23,7 +23,7 @@ from functools import partial
 from typing import NamedTuple
 
 from shmlog.client.session import Backoff, Outcome, entry_error
-from shmlog.errors import Code, PartitionMoved, ShmlogError
+from shmlog.errors import Code, ShmlogError
 from shmlog.ids import TopicPartition
 from shmlog.protocol.group_messages import (
     HEARTBEAT_MS,
@@ -137,12 +137,7 @@ class Membership:
         return min(beat_ns, _FOREVER_NS if self._committing else self._commit_at_ns)
 
     def commit(self, marks: Mapping[TopicPartition, Mark]) -> Commit:
-        """A numbered commit of partitions that are taken. Raises PartitionMoved."""
-        for tp in marks:
-            if tp not in self._taken:
-                raise PartitionMoved(
-                    f"{tp} is not this member's any more", topic=tp.topic, partition=tp.partition
-                )
+        """A numbered commit of partitions that are taken."""
         return Commit(
             op="commit",
             id=0,
@@ -277,6 +272,10 @@ class Membership:
             {tp: i for tp, i in self._taken.items() if tp in self._releasing},
             {tp: i for tp, i in self._assigned.items() if tp not in self._taken},
         )
+
+    def has(self, tp: TopicPartition) -> bool:
+        """Has the application taken it, and not lost it since?"""
+        return tp in self._taken
 
     def take(self, parts: Parts) -> Parts:
         """The application reads these from now on; those of them that still are the member's."""
