@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +205,20 @@ def test_a_consumer_that_is_forgotten_leaves_its_group(where: Path, topic: str) 
         waiting = c.batches(timeout=0.05)
         while len(c.assignment) < PARTITIONS:
             next(waiting)
+
+
+def test_an_instance_id_is_one_living_consumer_s(where: Path, topic: str) -> None:
+    with member(where, topic, instance_id="one") as c:
+        with pytest.raises(InvalidRequest, match="one") as caught:
+            member(where, topic, instance_id="one")
+        assert caught.value.code == 111
+        assert len(c.assignment) == PARTITIONS
+
+
+def test_an_idle_member_costs_next_to_nothing(where: Path, topic: str) -> None:
+    with member(where, topic) as c:
+        drain(c, PARTITIONS * EACH)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        assert not len(next(c.batches(timeout=1)))
+        after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.2

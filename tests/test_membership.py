@@ -159,6 +159,9 @@ def test_a_refusal_for_good_is_the_end() -> None:
     m.fail(beat, 82)
     assert m.it.fatal is not None
     assert m.it.news().lost == parts(FIRST)
+    m.it.release([FIRST])
+    assert m.it.news().lost == {}
+    assert m.it.has_news
     m.now += 100 * NS_PER_S
     assert m.quiet()
 
@@ -184,7 +187,8 @@ def test_commits_are_gathered_numbered_and_one_at_a_time() -> None:
     refused = {"error": 113, "name": "", "retriable": False, "message": "moved"}
     answer = CommitAnswer(id=1, partitions=[{"error": 0}, refused])
     second.on_done(Outcome(answer, (), None, True), m.now)
-    assert [error.code for error in m.it.refused] == [113]
+    assert [error.code for error in m.it.news().refused] == [113]
+    assert not m.it.has_news
     assert m.it.unsaved() == {}
 
 

@@ -374,21 +374,17 @@ class Consumer:
     def _follow(self) -> None:
         """Take and give up partitions as the coordinator says."""
         member = self._member
-        if member is None or not member.has_news:
-            return
-        self._check()
-        news, refused = member.news()
-        for error in refused:
-            self._tell(error)
-        if news.lost:
-            self._give_up(news.lost, lost=True)
-        if news.releasing:
-            self._give_up(news.releasing, lost=False)
-        parts = member.take(news.assigned)
-        if parts:
-            self._take(member, parts)
-            if self.on_assign is not None:
-                self.on_assign(sorted(parts))
+        while member is not None and member.has_news:
+            self._check()
+            news = member.news()
+            for error in news.refused:
+                self._tell(error)
+            if news.lost:
+                self._give_up(news.lost, lost=True)
+            if news.releasing:
+                self._give_up(news.releasing, lost=False)
+            if news.assigned:
+                self._take(member, news.assigned)
 
     def _give_up(self, parts: Iterable[TopicPartition], *, lost: bool) -> None:
         member = self._membership()
@@ -403,8 +399,7 @@ class Consumer:
                 self._fetches.remove(tp)
                 if self._batch is not None and _place_of(self._batch) == tp:
                     self._batch = self._in_hand = None
-            if not lost:
-                member.release(parts)
+            member.release(parts)
 
     def _save(self, member: GroupMember, *, closing: bool = False) -> None:
         """The commit before partitions go; if it fails, their next reader repeats something."""
@@ -419,20 +414,23 @@ class Consumer:
             self._on_error(error)
 
     def _take(self, member: GroupMember, parts: Parts) -> None:
-        """Fix where the reading of new partitions begins."""
+        """Read new partitions, from where the group has come to."""
         try:
-            topics = {tp.topic for tp in parts} - self._engine.session.topics
+            mine = member.take(parts)
+            topics = {tp.topic for tp in mine} - self._engine.session.topics
             if topics:
                 self._engine.session.topics |= topics
                 self._engine.refresh(sorted(self._engine.session.topics))
-            for tp, topic_id in parts.items():
+            for tp, topic_id in mine.items():
                 self._fetches.add(PartitionReader(tp, topic_id, 0, ENDLESS))
-            self._place(member, parts)
+            self._place(member, mine)
         except BaseException:
             for tp in parts:
                 self._fetches.remove(tp)
             member.release(parts)  # it is news again
             raise
+        if self.on_assign is not None and mine:
+            self.on_assign(sorted(mine))
 
     def _place(self, member: GroupMember, parts: Parts) -> None:
         found = member.committed(parts)

@@ -92,14 +92,13 @@ class GroupMember:
         ):
             raise RequestTimedOut(f"group {self.group!r}: no coordinator answered in time")
 
-    def news(self) -> tuple[News, list[ShmlogError]]:
-        """What has changed, and automatic commits that were refused. Raises what ended the membership."""
+    def news(self) -> News:
+        """What has changed. Raises what ended the membership, once all that was lost is released."""
         with self._lock:
             news = self._membership.news()
-            refused, self._membership.refused = self._membership.refused, []
             if self._membership.fatal is not None and not news.lost:
                 raise self._membership.fatal
-            return news, refused
+            return news
 
     def take(self, parts: Parts) -> Parts:
         """From now on these are read; those that still may be."""

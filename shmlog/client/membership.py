@@ -52,11 +52,14 @@ class Mark(NamedTuple):
 
 
 class News(NamedTuple):
-    """What has changed for the application: partitions it has lost, has to give up, may read."""
+    """What has changed for the application: partitions it has lost, has to give up, may read; and automatic commits
+    that were refused.
+    """
 
     lost: Parts
     releasing: Parts
     assigned: Parts
+    refused: list[ShmlogError]
 
 
 class Asked(NamedTuple):
@@ -265,12 +268,14 @@ class Membership:
         return self.state == "stable" and not self.has_news
 
     def news(self) -> News:
-        """What has changed since; the lost ones are told once. Then `release` and `take`."""
-        lost, self._lost = self._lost, {}
+        """What there is to be done: `release` what is lost or releasing, `take` what is assigned."""
+        refused, self.refused = self.refused, []
+        self._look()
         return News(
-            lost,
+            dict(self._lost),
             {tp: i for tp, i in self._taken.items() if tp in self._releasing},
             {tp: i for tp, i in self._assigned.items() if tp not in self._taken},
+            refused,
         )
 
     def has(self, tp: TopicPartition) -> bool:
@@ -293,6 +298,7 @@ class Membership:
     def release(self, parts: Iterable[TopicPartition]) -> None:
         """The application has stopped reading these."""
         for tp in parts:
+            self._lost.pop(tp, None)
             self._taken.pop(tp, None)
             self._forget(tp)
             if tp in self._releasing:
