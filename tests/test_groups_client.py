@@ -222,3 +222,45 @@ def test_an_idle_member_costs_next_to_nothing(where: Path, topic: str) -> None:
         assert not len(next(c.batches(timeout=1)))
         after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.2
+
+
+class Worker(threading.Thread):
+    """A member that reads until it is told to stop; what it had in hand it has finished."""
+
+    def __init__(self, where: Path, topic: str) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[tuple[int, int]] = []
+        self.stop = threading.Event()
+        self._options = (where, topic)
+        self.start()
+
+    def run(self) -> None:
+        with member(*self._options) as c:
+            for batch in c.batches(max_records=7, timeout=0.02):
+                self.seen += [(batch.partition, o) for o in batch.offsets.tolist()]
+                if self.stop.is_set() and not len(batch):
+                    return
+
+
+def test_members_that_come_and_go_in_good_order_read_everything_once(
+    where: Path, topic: str
+) -> None:
+    total = EACH + 500
+    workers = [Worker(where, topic)]
+    with shmlog.Producer(where=where) as producer:
+        for first in range(EACH, total, 50):
+            for partition in range(PARTITIONS):
+                send(producer, topic, partition, first, first + 50)
+            workers.append(Worker(where, topic))
+            if len(workers) > 3:
+                workers[-4].stop.set()
+    with shmlog.Admin(where) as admin:
+        while sum(p.lag for p in admin.describe_group(topic).partitions) > 0:
+            pass  # each look is a request to the broker
+    for worker in workers:
+        worker.stop.set()
+    for worker in workers:
+        worker.join(30)
+        assert not worker.is_alive()
+    seen = sorted(place for worker in workers for place in worker.seen)
+    assert seen == [(p, o) for p in range(PARTITIONS) for o in range(total)]
