@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from node.assembly import Node, Ports, Start
-from node.io.liveness import Opened
+from node.io.liveness import Kernel, Opened
 from node.io.wire import Ready, Received
 from node.io.workers import Completion, Lane
 from node.metadata import Voting
@@ -32,10 +32,12 @@ class HandWire:
 
     def __init__(self) -> None:
         self.waiting: deque[Received] = deque()
+        self.readable: tuple[int, ...] = ()
         self.sent: list[tuple[bytes, list[bytes]]] = []
 
     def poll(self, timeout_ms: int) -> Ready:
-        return Ready(bool(self.waiting), False, jobs=True)
+        readable, self.readable = self.readable, ()
+        return Ready(bool(self.waiting), False, jobs=True, descriptors=readable)
 
     def watch(self, descriptor: int) -> None:
         pass
@@ -119,7 +121,7 @@ class HandWorkers:
         return []
 
 
-class _NoKernel:
+class NoOthers:
     """There are no other processes."""
 
     def open(self, broker: int, incarnation: int) -> int | None:
@@ -150,6 +152,7 @@ class MemoryBroker:
         ring_budget: int = 0,
         shuffle: int | None = None,
         files_max: int = 1 << 20,
+        kernel: Kernel | None = None,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
@@ -167,7 +170,7 @@ class MemoryBroker:
                 self.wire,
                 self.workers,
                 self.clock,
-                _NoKernel(),
+                kernel or NoOthers(),
                 self.rings,
                 random.Random(7),
                 lambda: next(ids).to_bytes(16, "big"),

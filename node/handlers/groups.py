@@ -135,7 +135,9 @@ def heartbeat(
         if (group.version, group.epoch) != before:
             shard.changed(group)
         _heard(context, exchange, shard, group, member, now_ns)
-        if using != member.owned.keys():
+        if request.member_epoch != member.epoch:
+            shard.heard[group.name, member.id].told = None  # the answer with the new one was lost
+        elif using != member.owned.keys():
             until_ns = min(until_ns, now_ns + BEHIND_NS)
     beat = Beat(
         context,
