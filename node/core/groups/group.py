@@ -148,7 +148,7 @@ class Group:
             raise PartitionMoved(
                 f"group {self.name!r} has no member {member[:60]!r}", code=Code.UNKNOWN_MEMBER_ID
             )
-        if epoch not in (found.epoch, found.epoch_before):
+        if not found.epoch_before <= epoch <= found.epoch:
             raise PartitionMoved(
                 f"member {member[:60]!r} is at epoch {found.epoch}, the request at {epoch}",
                 code=Code.FENCED_MEMBER_EPOCH,
@@ -158,18 +158,19 @@ class Group:
     def heard(
         self, member: Member, epoch: int, owned: Iterable[Part], topics: Iterable[str] | None
     ) -> None:
-        """A heartbeat of a member that has been checked: what it uses now, and what it wants.
+        """A heartbeat of a member that has been checked: what it uses now, and what it wants. Its epoch may be an
+        older one, if news have crossed it on its way: any from the last one that it has said on.
 
-        Raises: PartitionMoved (110): it uses what it does not own, or says of an older epoch what that had not.
+        Raises: PartitionMoved (110): it uses what it does not own, or did not yet own in the epoch that it knows.
         """
         using = set(owned)
-        allowed = member.assigned.keys() if epoch != member.epoch else member.owned.keys()
-        if not using <= allowed:
+        if not using <= {part for part, given in member.owned.items() if given <= epoch}:
             raise PartitionMoved(
                 f"member {member.id} uses partitions that it does not own",
                 code=Code.FENCED_MEMBER_EPOCH,
             )
         member.is_gone = False
+        member.epoch_before = epoch
         if topics is not None and tuple(topics) != member.topics:
             member.topics = tuple(topics)
             self._next_epoch(f"{member.id} subscribes to other topics")
@@ -245,7 +246,7 @@ class Group:
 
     def _tell(self, member: Member, state: MemberState, epoch: int) -> None:
         if epoch != member.epoch:
-            member.epoch_before, member.epoch = member.epoch, epoch
+            member.epoch = epoch
             member.reason = self._news
         member.state = state
         self.changed()
@@ -273,10 +274,14 @@ class Group:
     # -- offsets --------------------------------------------------------------------------------------
 
     def check_commit(self, member: str, epoch: int) -> Member | None:
-        """Who commits; None: nobody's member. Raises PartitionMoved: members there are, and it is none (25)."""
-        if member:
-            return self.check(member, epoch)
-        if self.members:
+        """Who commits; None: nobody's member. Raises PartitionMoved: members there are, and it is none (25).
+
+        Which epochs may commit is a matter of each partition: news that have crossed the request cost nothing.
+        """
+        found = self.members.get(member)
+        if found is not None:
+            return found if epoch <= found.epoch else self.check(member, epoch)
+        if member or self.members:
             raise PartitionMoved(
                 f"group {self.name!r} has members: only they commit", code=Code.UNKNOWN_MEMBER_ID
             )
