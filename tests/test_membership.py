@@ -200,8 +200,12 @@ def test_no_automatic_commit_goes_back_behind_the_application_s_own() -> None:
     automatic = m.asked(Commit)
     by_hand = m.it.commit({FIRST: Mark(9)})
     assert by_hand.number > automatic.message.number
-    m.it.said({FIRST: Mark(9)}, [{"error": 0}])
     m.fail(automatic, 1001, answered=False)
+    m.now = m.it.due_ns()
+    again = m.asked(Commit)  # while the application's is on its way
+    assert (again.message.offsets[0].offset, again.message.number > by_hand.number) == (9, True)
+    m.it.stored({FIRST: Mark(9)}, [{"error": 0}])
+    m.fail(again, 1001, answered=False)
     m.now += 10 * NS_PER_S
     assert m.quiet()
     m.it.finish(FIRST, Mark(3), m.now)  # sought back

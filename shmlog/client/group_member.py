@@ -146,7 +146,7 @@ class GroupMember:
         if message is not None:
             answer = self._engine.ask(message, timeout_ns, endpoint=endpoint)
             with self._lock:
-                errors = member.said(mine, answer.partitions)
+                errors = member.stored(mine, answer.partitions)
         for tp in sorted(marks.keys() - mine.keys()):
             text = f"{tp} is no partition of this member (any more)"
             errors.append(PartitionMoved(text, topic=tp.topic, partition=tp.partition))

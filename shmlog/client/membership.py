@@ -140,7 +140,8 @@ class Membership:
         return min(beat_ns, _FOREVER_NS if self._committing else self._commit_at_ns)
 
     def commit(self, marks: Mapping[TopicPartition, Mark]) -> Commit:
-        """A numbered commit of partitions that are taken."""
+        """A numbered commit of partitions that are taken; from now on no automatic one goes back behind it."""
+        self._finished.update(marks)
         return Commit(
             op="commit",
             id=0,
@@ -319,14 +320,6 @@ class Membership:
         """What is finished and not yet committed."""
         stored = self._stored
         return {tp: m for tp, m in self._finished.items() if stored.get(tp, _NO_MARK)[0] != m[0]}
-
-    def said(
-        self, marks: Mapping[TopicPartition, Mark], entries: Sequence[dict[str, object]]
-    ) -> list[ShmlogError]:
-        """A commit by the application was answered: no automatic one goes back behind it."""
-        errors = self.stored(marks, entries)
-        self._finished.update({tp: m for tp, m in marks.items() if tp in self._taken})
-        return errors
 
     def stored(
         self, marks: Mapping[TopicPartition, Mark], entries: Sequence[dict[str, object]]
