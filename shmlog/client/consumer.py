@@ -171,6 +171,8 @@ class Consumer:
                         commit_interval_ns=duration_ns(commit_interval, "commit_interval"),
                         request_timeout_ns=duration_ns(request_timeout, "request_timeout"), rng=rng,
                     )  # fmt: skip
+                    if not self._auto_commit:
+                        self._member.membership.report_ns = ENDLESS
                     self._member.wait_joined()
                     self._follow()
                     return
@@ -187,7 +189,8 @@ class Consumer:
 
     def __iter__(self) -> Iterator[Record]:
         """Records, one by one; waits for more, and ends at `stop`."""
-        member, now = self._member, self._engine.now
+        member, now = self._member, SYSTEM_CLOCK.monotonic_ns
+        watched = None if member is None else member.membership
         while True:
             self._finish()
             batch, self._in_hand = self._batch, None
@@ -202,7 +205,7 @@ class Consumer:
             for record in records:
                 self._taken += 1
                 yield record
-                if member is not None and (member.has_news or now() >= member.report_ns):
+                if watched is not None and (watched.has_news or now() >= watched.report_ns):
                     self._finish()
                     with self._engine.lock:
                         self._follow()

@@ -51,9 +51,7 @@ class GroupMember:
         rng: random.Random | None,
     ) -> None:
         self.group = group
-        self.report_ns = 0  # when the progress within a batch is to be told next
         self._engine = engine
-        self._interval_ns = commit_interval_ns
         self._thread = MemberThread(
             where,
             functools.partial(
@@ -64,13 +62,13 @@ class GroupMember:
             rng=rng,
         )
         self._lock = self._thread.lock
-        self._membership = self._thread.membership
+        self.membership = self._thread.membership
         self._thread.start()
 
     @property
     def has_news(self) -> bool:
         """Is there something for `news`?"""
-        return self._membership.has_news
+        return self.membership.has_news
 
     @property
     def is_abandoned(self) -> bool:
@@ -81,11 +79,11 @@ class GroupMember:
     def is_settled(self) -> bool:
         """Nothing is about to change, as far as is known."""
         with self._lock:
-            return self._membership.is_settled
+            return self.membership.is_settled
 
     def wait_joined(self) -> None:
         """Raises: RequestTimedOut; what the coordinator refused."""
-        member = self._membership
+        member = self.membership
         now = self._engine.now()
         if not self._engine.wait(
             lambda: bool(member.state) or member.fatal is not None, now + API_TIMEOUT_NS
@@ -95,40 +93,39 @@ class GroupMember:
     def news(self) -> News:
         """What has changed. Raises what ended the membership, once all that was lost is released."""
         with self._lock:
-            news = self._membership.news()
-            if self._membership.fatal is not None and not news.lost:
-                raise self._membership.fatal
+            news = self.membership.news()
+            if self.membership.fatal is not None and not news.lost:
+                raise self.membership.fatal
             return news
 
     def take(self, parts: Parts) -> Parts:
         """From now on these are read; those that still may be."""
         with self._lock:
-            return self._membership.take(parts)
+            return self.membership.take(parts)
 
     def begin(self, marks: Mapping[TopicPartition, Mark]) -> None:
         """Reading begins at committed offsets."""
         with self._lock:
-            self._membership.begin(marks)
+            self.membership.begin(marks)
 
     def release(self, parts: Iterable[TopicPartition]) -> None:
         """These are not read any more."""
         with self._lock:
-            self._membership.release(parts)
+            self.membership.release(parts)
         self._thread.wake()
 
     def finish(self, tp: TopicPartition, mark: Mark) -> None:
         """All before `mark` is finished, to be committed by and by."""
         now = self._engine.now()
-        self.report_ns = now + self._interval_ns
         with self._lock:
-            due = self._membership.finish(tp, mark, now)
+            due = self.membership.finish(tp, mark, now)
         if due:
             self._thread.wake()
 
     def save(self, timeout_ns: int = API_TIMEOUT_NS) -> None:
         """Commit what is finished, now. Raises as `commit`."""
         with self._lock:
-            marks = self._membership.unsaved()
+            marks = self.membership.unsaved()
         self.commit(marks, timeout_ns)
 
     def commit(
@@ -138,7 +135,7 @@ class GroupMember:
 
         Raises: PartitionMoved: a partition is another member's by now; the others were stored.
         """
-        member = self._membership
+        member = self.membership
         errors: list[ShmlogError] = []
         with self._lock:
             mine = {tp: mark for tp, mark in marks.items() if member.has(tp)}
@@ -157,7 +154,7 @@ class GroupMember:
         """The group's committed offsets of these partitions, as far as there are any."""
         asked = [GroupPartition(topic=tp[0], partition=tp[1]) for tp in tps]
         message = Committed(op="committed", id=0, group=self.group, partitions=asked)
-        answer = self._engine.ask(message, endpoint=self._membership.coordinator)
+        answer = self._engine.ask(message, endpoint=self.membership.coordinator)
         return {
             TopicPartition(found.topic, found.partition): found
             for found in answer.partitions

@@ -93,6 +93,7 @@ class Membership:
         self.fatal: ShmlogError | None = None
         self.refused: list[ShmlogError] = []  # automatic commits that failed for good
         self.has_news = False
+        self.report_ns = 0  # when the application is to tell its progress within a batch
         self._topics = list(topics)
         self._instance, self._assignor, self._client = instance, assignor, client
         self._backoff = backoff
@@ -308,6 +309,7 @@ class Membership:
 
     def finish(self, tp: TopicPartition, mark: Mark, now: int) -> bool:
         """All before `mark` is finished; True if a commit becomes due by this."""
+        self.report_ns = now + self._interval_ns
         if tp not in self._taken:
             return False
         self._finished[tp] = mark
