@@ -38,6 +38,7 @@ from shmlog.errors import (
     CorruptLog,
     CorruptMessage,
     DiskFull,
+    InvalidRecord,
     InvalidRequest,
     NotEnoughReplicas,
     OffsetOutOfRange,
@@ -54,9 +55,12 @@ from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
 from shmlog.records.compression import available
-from shmlog.records.layout import HEADER_SIZE, Codec
+from shmlog.records.layout import FLAGS_OF_COMPACTION, HEADER_SIZE, Codec, Flag
 from shmlog.ring.writer import RingFull
 from shmlog.settings import TopicConfig
+
+
+_KEY_FLAGS = int(Flag.KEYS | Flag.KEY_NULLS)
 
 
 class Appended(NamedTuple):
@@ -195,6 +199,8 @@ class Partition:
             raise CorruptMessage(
                 f"{self.name}: the frame has {len(frame)} bytes, its batch {header.batch_size}"
             )
+        if header.flags & FLAGS_OF_COMPACTION:
+            raise InvalidRecord(f"{self.name}: only compaction makes batches with gaps")
         sequence_error: ShmlogError | None = None
         try:
             known = self.log.producers.check(header)
@@ -251,6 +257,10 @@ class Partition:
                 f"{self.name}: timestamps {header.base_timestamp_ns} to {header.max_timestamp_ns} ns: "
                 f"must be at least 0 and at most {latest_ns} (message_timestamp_after_max)",
                 code=Code.INVALID_TIMESTAMP,
+            )
+        if config.is_compacted and header.flags & _KEY_FLAGS != Flag.KEYS:
+            raise InvalidRecord(
+                f"{self.name} is compacted by key: every record needs one", topic=self.name.topic
             )
 
     def _admit(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> Appended:

@@ -122,7 +122,7 @@ class ProducerStates:
                     f"sequence {first}, not 0"
                 )
             return None
-        last = _sequence_after(first, header.record_count - 1)
+        last = _sequence_after(first, header.last_offset_delta)
         for batch in known.batches:
             if batch.first_sequence == first and batch.last_sequence == last:
                 return Duplicate(batch.base_offset, batch.append_time_ns)
@@ -141,7 +141,7 @@ class ProducerStates:
         if producer_id < 0:
             return None
         known = self._producers.get(producer_id)
-        last = _sequence_after(header.base_sequence, header.record_count - 1)
+        last = _sequence_after(header.base_sequence, header.last_offset_delta)
         batch = Remembered(header.base_sequence, last, base_offset, append_time_ns)
         same = known is not None and known.epoch == header.producer_epoch
         window = (*known.batches, batch)[-WINDOW:] if same and known is not None else (batch,)
