@@ -59,7 +59,6 @@ from shmlog.records.layout import FLAGS_OF_COMPACTION, HEADER_SIZE, Codec, Flag
 from shmlog.ring.writer import RingFull
 from shmlog.settings import TopicConfig
 
-
 _KEY_FLAGS = int(Flag.KEYS | Flag.KEY_NULLS)
 
 

@@ -9,7 +9,8 @@ their order. Until it has returned the log is that worker's: nobody appends, rea
 vouch for nothing behind it.
 
 Invariants: log_start_offset <= synced_end_offset <= log_end_offset; the recovery point on disk never exceeds
-the synced end; offsets are contiguous over all segments, and leader epochs never fall.
+the synced end; offsets are contiguous over all segments, but for gaps that compaction has left and declared,
+and leader epochs never fall.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
+
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
 from shmlog.log import cutting, opened, paths
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
+from shmlog.log.cleaning import Compaction, Plan
+from shmlog.log.cleaning_task import CleaningTask
 from shmlog.log.jobs import AllocationJob, CallJob, CheckpointJob, Job, SpareJob, SyncJob
 from shmlog.log.opening import Circumstances, Opening, headers_from
 from shmlog.log.producers import ProducerStates, Snapshot
@@ -29,6 +34,7 @@ from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, Place, Segment
 from shmlog.log.small_files import SmallFiles
 from shmlog.log.storage import Buffer, Storage
+from shmlog.log.swapping import SegmentSwaps, first_append_time_ns
 from shmlog.records.header import BatchHeader
 from shmlog.settings import MIB, TopicConfig
 
@@ -58,6 +64,8 @@ class Log:
         self._segments: list[Segment] = []
         self._dirty: dict[Segment, None] = {}
         self._reader = LogReader(self._segments, self._dirty, topic_id)
+        self.swaps = SegmentSwaps(storage, directory, self._segments, self._dirty)
+        self.compaction = Compaction()
         self._files = SmallFiles(storage, directory)
         self._directory_dirty = False
         self._epochs_dirty = False
@@ -108,6 +116,7 @@ class Log:
         log.epochs, log._epochs_dirty = found.epochs, found.epochs_dirty
         log.producers, log.recovery = found.producers, found.report
         log.log_start_offset = found.log_start
+        log.compaction = found.compaction
         log._level, log._lossy = found.level, replicated and found.report.lossy
         # Alone, everything that is there was committed; with others only the leader can say.
         log._high_watermark = found.report.high_watermark if replicated else log.log_end_offset
@@ -176,12 +185,12 @@ class Log:
     # -- append ---------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[tuple[BatchHeader, Buffer]], now_ns: int) -> None:
-        """Write stamped batches, contiguous from `log_end_offset`: one write a segment.
+        """Write stamped batches that follow `log_end_offset` and each other: one write a segment.
 
         Each has its own leader epoch; the history learns of those that are new.
         Raises: DiskFull: nothing has changed. OSError: the broker must end.
         """
-        assert batches[0][0].base_offset == self.log_end_offset, (
+        assert batches[0][0].follows(self.log_end_offset), (
             f"batch at {batches[0][0].base_offset}, the log ends at {self.log_end_offset}"
         )
         last_epoch = self.epochs.last_epoch
@@ -213,13 +222,14 @@ class Log:
             self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
 
     def _append_all(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
-        start, size = 0, self._segments[-1].size
+        start, size, end_offset = 0, self._segments[-1].size, self.log_end_offset
         for place, (header, _) in enumerate(batches):
             if size and size + header.batch_size > self.config.segment_bytes:
                 self._write(batches[start:place])
-                self._segments.append(self._make_segment(header.base_offset))
+                self._segments.append(self._make_segment(end_offset))
                 start, size = place, 0
             size += header.batch_size
+            end_offset = header.end_offset
         self._write(batches[start:])
 
     def _write(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
@@ -227,6 +237,11 @@ class Log:
             segment = self._segments[-1]
             segment.append(batches)
             self._dirty[segment] = None
+
+    def roll(self) -> None:
+        """Seal the active segment, unless it is empty. Raises OSError; nothing has changed then."""
+        if self._segments[-1].size:
+            self._segments.append(self._make_segment(self.log_end_offset))
 
     def _make_segment(self, base_offset: int) -> Segment:
         segment = Segment(
@@ -436,6 +451,7 @@ class Log:
             recovery_point=self.synced_end_offset,
             level=self._level,
             lossy=self._lossy,
+            compaction=self.compaction,
         )
 
     def checkpoint_job(self, high_watermark: int) -> CheckpointJob | None:
@@ -507,6 +523,39 @@ class Log:
         self._checkpointed = self._snapshot_handed_out = None
         self._epochs_dirty = True
 
+    # -- compaction -----------------------------------------------------------------------------------
+
+    @property
+    def first_active_time_ns(self) -> int:
+        """Append time of the first batch of the active segment; -1 if it has none."""
+        active = self._segments[-1]
+        return first_append_time_ns(active) if active.size else -1
+
+    def cleaning_task(self, plan: Plan) -> CleaningTask:
+        """A pass for the cleaner."""
+        return CleaningTask(
+            directory=self.directory,
+            topic_id=self.topic_id,
+            partition=self.partition,
+            groups=[[(s.base_offset, s.size) for s in group] for group in plan.groups],
+            map_from=plan.map_from,
+            end_offset=plan.end_offset,
+            tombstones_below=plan.tombstones_below,
+            headers_kept=self.producers.newest_below(plan.end_offset),
+            index_interval_bytes=self.config.index_interval_bytes,
+        )
+
+    def drop_tombstones(self, end_offset: int) -> CheckpointJob:
+        """Some below `end_offset` are about to go. The job makes that durable: before any of them does."""
+        dropped = max(self.compaction.tombstones_dropped, end_offset)
+        self.compaction = msgspec.structs.replace(self.compaction, tombstones_dropped=dropped)
+        return self._planned_checkpoint(twice=True)
+
+    def copied_from_compacted(self, end_offset: int) -> None:
+        """What is appended comes from a log that is compacted up to `end_offset`."""
+        if end_offset > max(self.compaction.compacted_below, self.log_end_offset):
+            self.compaction = msgspec.structs.replace(self.compaction, compacted_below=end_offset)
+
     # -- the log's start ------------------------------------------------------------------------------
 
     def set_log_start(self, offset: int) -> None:
@@ -571,10 +620,11 @@ class Log:
         self._reserve()
         self._vouch_below(offset)
 
-    def start_anew(self, offset: int) -> None:
+    def start_anew(self, offset: int, tombstones_dropped: int = 0) -> None:
         """Empty the log and let it begin at `offset`: T1. In a worker, see above.
 
-        Epochs and producer states go too. Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
+        Epochs and producer states go too. `tombstones_dropped`: by the log that is copied from now on.
+        Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
         """
         # Were this to stop halfway, the next start must find the producers of what is still there.
         start = min(self.log_start_offset, self.synced_end_offset)
@@ -584,6 +634,7 @@ class Log:
             producers = Snapshot(start, {})  # damaged: one more reason to begin anew
         self._cut_small_files(start, EpochHistory(), producers)
         self.producers = ProducerStates()
+        self.compaction = Compaction(tombstones_dropped=tombstones_dropped)
         self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})
         self._begin_at(offset)
         self._files.replace_producers(self._snapshot)
@@ -613,6 +664,7 @@ class Log:
         self._vouch_below(offset)
         before = self._high_watermark, self._snapshot
         self._high_watermark, self._snapshot = min(self._high_watermark, offset), snapshot
+        self.compaction = self.compaction.cut(offset)
         value = self._checkpoint_value()
         try:
             self._files.cut(value, EpochTable(list(epochs.entries)), snapshot)

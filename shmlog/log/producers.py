@@ -188,6 +188,11 @@ class ProducerStates:
             count += 1
         return count
 
+    def newest_below(self, end_offset: int) -> list[int]:
+        """Base offsets of the batches below `end_offset` that are their producer's newest: their headers must stay."""
+        newest = (producer.batches[-1].base_offset for producer in self._producers.values())
+        return sorted(offset for offset in newest if offset < end_offset)
+
     def snapshot(self, end_offset: int) -> Snapshot:
         """All of it, as a value."""
         return Snapshot(end_offset, dict(self._producers))

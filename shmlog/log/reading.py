@@ -133,7 +133,7 @@ class LogReader:
         """Keep few descriptors of sealed segments open; never close one that waits for a sync."""
         opened = [s for s in self._segments[:-1] if s.is_open and s not in self._waiting]
         for segment in opened[: max(0, len(opened) - SEALED_OPEN_MAX)]:
-            if segment is not used and segment.index_saved:
+            if segment is not used and segment.index_saved and not segment.swapping:
                 segment.close()
 
     def offset_for_time(

@@ -12,8 +12,8 @@ def check_replica_batches(
 ) -> list[tuple[BatchHeader, memoryview]]:
     """The batches in `data`, each with a view of its bytes; none if there are no bytes.
 
-    They begin at `expected_offset`, without a gap but where one is declared, belong to this partition, their epochs do not fall (from
-    `last_epoch` on), both CRCs fit, and nothing is left over.
+    They begin at `expected_offset`, without a gap but where one is declared, belong to this partition, their
+    epochs do not fall (from `last_epoch` on), both CRCs fit, and nothing is left over.
     Raises: CorruptMessage: one of these does not hold.
     """
     view = memoryview(data)

@@ -162,6 +162,13 @@ class RecordBatch:
         column = self._open().keys
         return [None] * (stop - start) if column is None else column.items(start, stop)
 
+    def null_values(self) -> NDArray[np.intp]:
+        """The indices of the records whose value is null."""
+        column = self._open().values
+        if column is None or column.validity is None:
+            return np.empty(0, np.intp)
+        return column.nulls(0, len(self))
+
     def headers(self, index: int) -> list[tuple[str, bytes | None]]:
         """The headers of record `index`, in the order the producer gave."""
         index = range(len(self))[index]
