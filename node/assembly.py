@@ -17,6 +17,7 @@ from node.core.cluster.topics import REPLICAS_MAX
 from node.handlers import table
 from node.handlers.exchange import Context, Identity
 from node.handlers.peers import PeerHandler, sender
+from node.io.compactor import Compactor
 from node.io.liveness import Kernel, Liveness
 from node.io.loop import Loop
 from node.io.wire import Wire
@@ -41,6 +42,7 @@ class Ports:
     clock: Clock
     kernel: Kernel
     rings: Rings
+    compactor: Compactor
     rng: random.Random
     new_topic_id: Callable[[], bytes]
 
@@ -103,6 +105,7 @@ class Node:
             ports.storage,
             ports.workers,
             ports.rings,
+            ports.compactor,
             start.data_dir,
             send,
             lambda broker, incarnation: not liveness.is_dead(broker, incarnation),

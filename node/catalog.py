@@ -22,11 +22,13 @@ from functools import partial
 import msgspec
 
 from node import journal
+from node.compaction import Compaction
 from node.core.cluster.image import Image, PartitionRecord, Topic
 from node.core.replica.follower import Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader, Proposal
 from node.handlers.exchange import COMMITTED, METADATA, STORED, Context
+from node.io.compactor import Compactor
 from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
 from node.replication import Replication
@@ -62,6 +64,7 @@ class Catalog:
         storage: Storage,
         workers: Workers,
         rings: Rings,
+        compactor: Compactor,
         data_dir: str,
         send: Callable[..., None],
         is_alive: Callable[[int, int], bool],
@@ -90,6 +93,15 @@ class Catalog:
             self._cut,
         )
         self.upkeep = Upkeep(context.clock, workers, self._synced)
+        self.compaction = Compaction(
+            context.clock,
+            workers,
+            storage,
+            compactor,
+            lambda partition: context.partitions.get(partition.name) is partition,
+            self.upkeep.trimmed,
+            self.upkeep.written,
+        )
         self._busy: set[tuple[str, int]] = (
             set()
         )  # names whose directory a worker opens, or has to cut
@@ -402,7 +414,7 @@ class Catalog:
         """Cut a followed log, in the file worker's queue: T2."""
         end = partition.log.log_end_offset
         entries = partition.log.epochs.entries
-        if truncation == (end, False) and not (entries and entries[-1][1] >= end):
+        if truncation == Truncation(end) and not (entries and entries[-1][1] >= end):
             partition.was_cut()
             return
         journal.event(
@@ -415,7 +427,11 @@ class Catalog:
         )
         self.upkeep.forget(partition)
         partition.cutting = True
-        act = partition.log.start_anew if truncation.anew else partition.log.truncate_to
+        act = partial(partition.log.truncate_to, truncation.end_offset)
+        if truncation.anew:
+            assert partition.follower is not None
+            known = partition.follower.tombstones_known
+            act = partial(partition.log.start_anew, truncation.end_offset, known)
 
         def done(_: object, error: BaseException | None) -> None:
             if error is not None:
@@ -429,7 +445,7 @@ class Catalog:
             topic = self._context.metadata.image.topics[partition.name.topic]
             self._apply(partition, topic, topic.partitions[partition.name.partition])
 
-        self._workers.submit(Lane.FILES, partial(act, truncation.end_offset), done)
+        self._workers.submit(Lane.FILES, act, done)
 
     # -- members --------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from node import journal
 from node.core.cluster.image import PartitionRecord
-from node.core.replica.follower import Follower, Truncation
+from node.core.replica.follower import Compacted, Follower, Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader
 from node.window import Window
@@ -390,6 +390,7 @@ class Partition:
             answer.log_start,
             self.log.epochs.entries,
             self.log.log_end_offset,
+            Compacted(answer.tombstones_dropped, self.log.compaction.compacted_below),
         )
 
     def was_cut(self) -> None:
@@ -400,8 +401,8 @@ class Partition:
             self.follower.truncated()
         self._high_watermark = min(self._high_watermark, self.log.log_end_offset)
 
-    def append_replica(self, frame: Buffer) -> None:
-        """Append a leader's batches as they are.
+    def append_replica(self, frame: Buffer, compacted_below: int = 0) -> None:
+        """Append a leader's batches as they are; its log is compacted up to `compacted_below`.
 
         Raises: CorruptMessage: nothing was appended. DiskFull: nothing either.
         """
@@ -413,6 +414,7 @@ class Partition:
             partition=self.name.partition,
             last_epoch=log.epochs.last_epoch,
         )
+        log.copied_from_compacted(compacted_below)
         log.append(found, now_ns)
         for header, _ in found:
             log.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
@@ -463,6 +465,12 @@ class Partition:
         except CorruptLog as error:
             journal.warning("damage", partition=str(self.name), reason=str(error))
             raise
+
+    @property
+    def tombstones_end(self) -> int:
+        """Tombstones below it have been seen by every replica that lives."""
+        end = self.log.log_end_offset
+        return end if self.leader is None else min(end, self.leader.lowest_end)
 
     def trim(self, offset: int) -> None:
         """Raise the log start (delete-records); the next checkpoint removes files."""

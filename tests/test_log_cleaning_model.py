@@ -154,6 +154,6 @@ class CompactedLog(RuleBasedStateMachine):
 
 
 CompactedLog.TestCase.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=25, derandomize=True
+    deadline=None, max_examples=150, stateful_step_count=30, derandomize=True
 )
 test_a_compacted_log_is_the_table_of_what_was_written = CompactedLog.TestCase

@@ -20,7 +20,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from shmlog.errors import CorruptMessage
+from shmlog.errors import CorruptMessage, ShmlogError
 from shmlog.log import paths
 from shmlog.log.cleaning_task import CleaningResult, CleaningTask
 from shmlog.log.index import SparseIndex
@@ -60,7 +60,7 @@ class Cleaner:
             self._note_keys()
             made = [place for group in task.groups if (place := self._clean(group)) is not None]
             self._storage.sync_dir(task.directory)
-        except BaseException:
+        except Exception:
             self._remove_leftovers()
             raise
         return CleaningResult(
@@ -187,6 +187,14 @@ class Cleaner:
                     self._oldest_tombstone = offset
             kept.append(index)
         return np.array(kept, np.intp)
+
+
+def run_task(storage: Storage, task: CleaningTask, pause: Pause) -> CleaningResult:
+    """A pass whose failure is a result: whoever asked for it has to say so, and try again later."""
+    try:
+        return Cleaner(storage, task, pause).run()
+    except (OSError, ShmlogError) as error:
+        return CleaningResult(error=f"{type(error).__name__}: {error}")
 
 
 class _Output:

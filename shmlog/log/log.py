@@ -173,6 +173,11 @@ class Log:
         return size
 
     @property
+    def generation(self) -> int:
+        """How often the log has been cut or begun anew since it was opened."""
+        return self._generation
+
+    @property
     def open_files(self) -> int:
         """Descriptors that this log holds."""
         return sum(segment.is_open for segment in self._segments)

@@ -99,14 +99,18 @@ class SegmentSwaps:
         self._segments = segments
         self._waiting = waiting
 
-    def facts(self) -> list[SegmentFacts]:
-        """The sealed segments, for a plan. Reads the first header of those not looked at before."""
+    def facts(self, *, first_times: bool = True) -> list[SegmentFacts]:
+        """The sealed segments, for a plan.
+
+        With `first_times` the first header of those not looked at before is read; without, the last batch's time
+        stands for the first one's.
+        """
         return [
             SegmentFacts(
                 segment.base_offset,
                 segment.end_offset,
                 segment.size,
-                first_append_time_ns(segment),
+                first_append_time_ns(segment) if first_times else segment.last_append_time_ns,
                 segment.last_append_time_ns,
             )
             for segment in self._segments[:-1]

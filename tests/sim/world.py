@@ -119,6 +119,7 @@ class Process:
                 clock=world.clock,
                 kernel=self.kernel,
                 rings=Rings(world.ring_budget),  # type: ignore[arg-type]
+                compactor=Compactor(self.disk),
                 rng=rng,
                 new_topic_id=lambda: ids.randbytes(16),
             ),
