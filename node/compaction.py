@@ -229,6 +229,7 @@ class Compaction:
         log.compaction = log.compaction.completed(
             result.end_offset, result.oldest_tombstone, self._clock.wall_ns(), retention_ns
         )
+        partition.window.drop_below(result.end_offset)
         self._changed(partition)
         journal.event(
             "compacted",

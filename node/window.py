@@ -15,6 +15,8 @@ from bisect import bisect_right
 from collections import deque
 
 from shmlog.records import batch as batches
+from shmlog.records.header import BatchHeader
+from shmlog.records.layout import HEADER, HEADER_SIZE
 from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
 from shmlog.ring.writer import RingWriter
@@ -86,6 +88,21 @@ class Window:
         if self._writer is not None:
             self._writer.drop_below(self._writer.tail)
         self._ends.clear()
+
+    def drop_below(self, offset: int) -> None:
+        """What lies below `offset`, a batch boundary, has been compacted in the files: it is to be read there."""
+        if self._reader is None or self._writer is None:
+            return
+        position = self._reader.seek(offset)
+        while position is not None:
+            chunk = self._reader.read(position, HEADER_SIZE, end=self._writer.tail)
+            if chunk is None:
+                return
+            header = BatchHeader._make(HEADER.unpack(chunk.data)) if chunk.data else None
+            if header is None or header.base_offset >= offset:
+                self._writer.drop_below(chunk.position)
+                return
+            position = chunk.position + header.batch_size
 
     def read(self, offset: int, max_bytes: int, end_offset: int, slack: int) -> bytes:
         """Whole batches from the one that holds `offset`, ending at or below `end_offset`; b"" if they are not in

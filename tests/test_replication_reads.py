@@ -11,6 +11,7 @@ from node import replication
 from node.replication import FETCH_WAIT_MS, Replication
 from shmlog.clock import NS_PER_MS
 from shmlog.errors import Code
+from shmlog.log.cleaning import Compaction
 from shmlog.protocol import peers
 
 TOPIC = b"t" * 16
@@ -23,7 +24,7 @@ class LedPartition:
         self.leader = object()
         self.leader_epoch = 3
         self.high_watermark = self.log_start = 0
-        self.log = SimpleNamespace(log_end_offset=10)
+        self.log = SimpleNamespace(log_end_offset=10, compaction=Compaction())
         self.reads: list[int] = []
 
     def report(self, *_: object, **__: object) -> bool:
@@ -106,3 +107,24 @@ def test_what_is_kept_is_bounded_and_let_go_of_when_nobody_follows_closely(
     leader.replication.turn(FETCH_WAIT_MS * NS_PER_MS)  # without news
     leader.fetch(2, 0)
     assert leader.partition.reads == [0, 1, 2, 0, 0]
+
+
+def test_who_has_not_seen_a_dropped_tombstone_is_sent_back_to_the_epoch_question() -> None:
+    leader = Leader()
+    leader.partition.log.compaction = Compaction(tombstones_dropped=8)
+
+    def fetched(position: int, known: int) -> int:
+        wanted = peers.FetchPosition(
+            TOPIC, 0, 3, position, position, "os", 3, tombstones_known=known
+        )
+        fetch = peers.ReplicaFetch(seq=1, partitions=[wanted], max_wait_ms=FETCH_WAIT_MS)
+        fetch.broker, fetch.incarnation = 1, 1
+        leader.replication.handle_fetch(fetch, 0)
+        leader.replication.turn(0)
+        error: int = leader.sent[-1][1].partitions[0].error
+        return error
+
+    assert fetched(7, 0) == 1
+    assert fetched(7, 7) == 1
+    assert fetched(7, 8) == 0  # it began anew since
+    assert fetched(8, 0) == 0

@@ -1,4 +1,4 @@
-"""Compaction passes in a process of their own, niced: they take nothing from the broker, neither its memory nor its GIL.
+"""Compaction passes in a process of their own, niced: they take nothing from the broker, not its memory nor its GIL.
 
     broker worker --[size u32][task, MessagePack]--> stdin   child   stdout --[size u32][result]--> broker worker
 
