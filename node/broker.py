@@ -27,7 +27,8 @@ from node.io.wire import ZmqWire
 from node.io.workers import Lane, ThreadWorkers, is_no_space
 from node.metadata import Voting
 from node.rings import Rings, default_budget
-from shmlog import directory, process, registry
+from node.stats import Page
+from shmlog import directory, process, registry, stats
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
 from shmlog.log.os_storage import OsStorage
@@ -80,13 +81,14 @@ class Broker:
         if budget < 0:
             budget = default_budget(len(cluster.brokers))
         self._compactor = ChildCompactor()
+        names = registry.MemoryList(directory.memory_list_file(path, broker))
         ports = Ports(
             storage=storage,
             wire=self._wire,
             workers=self._workers,
             clock=clock,
             kernel=OsKernel(path),
-            rings=Rings(registry.MemoryList(directory.memory_list_file(path, broker)), budget),
+            rings=Rings(names, budget),
             compactor=self._compactor,
             rng=random.Random(),
             new_topic_id=lambda: os.urandom(16),
@@ -124,6 +126,13 @@ class Broker:
             started=clock.wall_ns(),
         )
         self._clean_before = clean
+        self._page = Page(
+            names,
+            stats.Identity(cluster.cluster, broker, incarnation),
+            pid=self._entry.pid,
+            started_ns=self._entry.started,
+        )
+        self._loop.show = self._page.write
 
     def _log_files(self) -> int:
         partitions = self._node.context.partitions.values()
@@ -165,6 +174,7 @@ class Broker:
             signal.signal(signum, signal.SIG_IGN)
         self._wire.close()
         self._compactor.close()
+        self._page.close()
         for completion in self._workers.close():
             forgiven = completion.lane is Lane.FILES and is_no_space(completion.error)
             if forgiven:

@@ -32,7 +32,9 @@ from node.io.compactor import Compactor
 from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
 from node.replication import Replication
+from node.retention import Retention
 from node.rings import Rings
+from node.space import Space
 from node.upkeep import Upkeep
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.errors import Code, InvalidConfig, ShmlogError
@@ -90,6 +92,7 @@ class Catalog:
             self.find,
             self._settled_by_report,
             self._grown,
+            self._trimmed,
             self._cut,
         )
         self.upkeep = Upkeep(context.clock, workers, self._synced)
@@ -100,6 +103,15 @@ class Catalog:
             compactor,
             lambda partition: context.partitions.get(partition.name) is partition,
             self.upkeep.trimmed,
+            self.upkeep.written,
+        )
+        self.space = Space(storage, data_dir, context.settings.disk_reserve_bytes)
+        self.retention = Retention(
+            context.clock,
+            context.partitions,
+            self.space,
+            context.settings.disk_budget_bytes,
+            self._trimmed,
             self.upkeep.written,
         )
         self._busy: set[tuple[str, int]] = (
@@ -263,7 +275,7 @@ class Catalog:
             if self._context.metadata.image.is_current(me.broker, me.incarnation):
                 self._apply_leader(partition)
             else:
-                # I11: the incarnation before was elected. This one's registration brings a new epoch.
+                # The incarnation before was elected. This one's registration brings a new epoch.
                 self.replication.forget(partition)
                 partition.stop_following()
         elif before is not state or partition.follower is None:
@@ -273,10 +285,10 @@ class Catalog:
         start = min(state.log_start, partition.log.log_end_offset)
         if start > partition.log_start and not partition.cutting:
             partition.trim(start)
-            self.upkeep.trimmed(partition)
+            self._trimmed(partition)
 
     def _count(self, partition: Partition) -> None:
-        """6.7: the durability by which ends are counted follows the topic's, but never ahead of the log's level."""
+        """The durability by which ends are counted follows the topic's, but never ahead of the log's level."""
         log, wanted = partition.log, partition.config.durability
         if wanted == partition.counted_by or partition.cutting:
             return
@@ -683,6 +695,13 @@ class Catalog:
     def _grown(self, partition: Partition) -> None:
         """A followed log has grown."""
         self.upkeep.written(partition)
+        self.retention.written(partition)
+
+    def _trimmed(self, partition: Partition) -> None:
+        """A log start has risen: files go with a checkpoint at once, and the followers hear of it."""
+        self.upkeep.trimmed(partition)
+        if partition.leader is not None:
+            self.replication.changed(partition)
 
 
 def _raise_error(_: object, error: BaseException | None) -> None:

@@ -19,6 +19,7 @@ from node.io.compactor import Compactor
 from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
+from shmlog.errors import DiskFull
 from shmlog.log.cleaner import remove_cleaned
 from shmlog.log.cleaning import Plan, plan, wants_roll
 from shmlog.log.cleaning_task import CleaningResult
@@ -85,7 +86,7 @@ class Compaction:
     def _plan(self, partition: Partition) -> Plan | None:
         log = partition.log
         return plan(
-            log.swaps.facts(first_times=partition.config.max_compaction_lag >= 0),
+            log.swaps.facts(),
             log.compaction,
             partition.config,
             safe_end=min(partition.high_watermark, log.synced_end_offset),
@@ -103,9 +104,7 @@ class Compaction:
             return
         try:
             log.roll()
-        except OSError as error:
-            if not is_no_space(error):
-                raise
+        except DiskFull:
             return  # again in a second
         self._grown(partition)
 

@@ -59,7 +59,7 @@ from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import build, stamp
 from shmlog.records.layout import BATCH_SIZE_MAX
-from shmlog.settings import MIB, ClusterConfig, TopicConfig
+from shmlog.settings import INT64_MAX, MIB, ClusterConfig, TopicConfig
 
 Done = Callable[[int, ShmlogError | None], None]
 Send = Callable[[int, peers.PeerMessage, Sequence[bytes]], None]
@@ -104,6 +104,7 @@ def open_log(
     config = TopicConfig(
         durability="disk",
         segment_bytes=16 * MIB,
+        segment_age=INT64_MAX,
         max_message_bytes=BATCH_SIZE_MAX,
         ring_bytes=0,
     )

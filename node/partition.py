@@ -32,7 +32,7 @@ from node.core.replica.follower import Compacted, Follower, Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader
 from node.window import Window
-from shmlog.clock import NS_PER_MS, Clock
+from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 from shmlog.errors import (
     Code,
     CorruptLog,
@@ -60,6 +60,7 @@ from shmlog.ring.writer import RingFull
 from shmlog.settings import TopicConfig
 
 _KEY_FLAGS = int(Flag.KEYS | Flag.KEY_NULLS)
+CLOCK_WAS_WRONG_NS = 60 * NS_PER_S
 
 
 class Appended(NamedTuple):
@@ -102,7 +103,7 @@ class Partition:
         self.follower: Follower | None = None
         self.elected_epoch = -1  # the epoch that this broker was elected for and has prepared
         self.moving_to: int | None = None  # whom the partition is being handed to
-        # By which durability ends are counted here; "os" only once the log's level says so (SEMANTICS 6.7).
+        # By which durability ends are counted here; "os" only once the log's level says so (see `log.level`).
         self.counted_by: str = log.level
         self.cutting = False  # a worker cuts the log: nobody else touches it
         self.next_offset = log.log_end_offset
@@ -185,8 +186,10 @@ class Partition:
 
     # -- append ---------------------------------------------------------------------------------------
 
-    def append(self, frame: bytes, acks: str) -> Appended:
+    def append(self, frame: bytes, acks: str, no_space: str = "") -> Appended:
         """Admit one batch, exactly `frame`. Raises a typed error, and then nothing has changed.
+
+        `no_space`: why the disk may take nothing more; "" if it may.
 
         The order of checks is part of the protocol: a duplicate leaves before any check that could deny a
         batch which is in the log already; what comes after costs O(1) but for the CRC.
@@ -208,6 +211,8 @@ class Partition:
         if known is not None:
             end = known.base_offset + header.record_count
             return Appended(known.base_offset, end, known.append_time_ns, self.leader_epoch)
+        if no_space:
+            raise DiskFull(f"{self.name}: {no_space}")
         assert self.leader is not None
         if acks == "all" and not self.leader.has_minimum:
             raise self.too_few("nothing was written", Code.NOT_ENOUGH_REPLICAS)
@@ -265,8 +270,9 @@ class Partition:
     def _admit(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> Appended:
         target = self._reserve(len(frame))
         base_offset = self.next_offset
-        # Append time never goes back within a log, whatever the wall clock does.
         append_time_ns = max(now_ns, self._last_append_time_ns)
+        if append_time_ns - now_ns > CLOCK_WAS_WRONG_NS:
+            append_time_ns = now_ns  # the log begins a new segment: in one it never goes back
         target[:] = frame
         stamp(
             target,
@@ -473,10 +479,9 @@ class Partition:
         return end if self.leader is None else min(end, self.leader.lowest_end)
 
     def trim(self, offset: int) -> None:
-        """Raise the log start (delete-records); the next checkpoint removes files."""
+        """Raise the log start (delete-records, retention); the next checkpoint removes files."""
         self.log.set_log_start(offset)
-        # All of the ring: what is left of the log is in the files, and readers come back by themselves.
-        self.window.drop()
+        self.window.drop_below(offset)
         if self.leader is not None:
             self._moved(self.leader.trimmed(offset))
         elif self.follower is not None:

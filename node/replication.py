@@ -3,10 +3,11 @@
     follower   epoch question -> cut -> fetch ... fetch      one of each open per leader, for all its partitions
     leader     a fetch without news is parked; the end of a turn that appended answers it
 
-Requests and answers are one-way messages that may be lost. A fetch is answered within `max_wait_ms`; after
-RESEND_NS without an answer it is sent again under a new number, and an answer to an older number is dropped. A fetch
-names for each partition the position wanted and the stored end; where a sync moves a stored end while the fetch is
-parked, it is reported at once: acks never wait for a poll (H5).
+Requests and answers are one-way messages that may be lost. A fetch is answered within `max_wait_ms` and a heartbeat;
+it waits longer while there is nothing to fetch. After twice its time without an answer it is sent again under a new
+number, and an answer to an older number is dropped. A fetch names for each partition the position wanted and the
+stored end; where a sync moves a stored end while the fetch is parked, it is reported at once: acks never wait for a
+poll.
 
 Each answer is bounded in bytes; partitions that got data move to the end of the next fetch, so none starves.
 """
@@ -25,8 +26,9 @@ from shmlog.errors import Code, CorruptLog, CorruptMessage, DiskFull
 from shmlog.log.storage import Buffer
 from shmlog.protocol import peers
 
-RESEND_NS = 1000 * NS_PER_MS
+RESEND_NS = 1000 * NS_PER_MS  # of a question
 FETCH_WAIT_MS = 500
+QUIET_WAIT_MS = 1500  # of a fetch after one that brought nothing: idle brokers are to cost nothing
 PAUSE_NS = 20 * NS_PER_MS  # before an error that does not pass at once is met again
 NO_SPACE_PAUSE_NS = 1000 * NS_PER_MS
 PARTITION_BYTES_MAX = 1 << 20
@@ -42,11 +44,17 @@ class _Pull:
     followed: dict[Key, Partition] = field(default_factory=dict)
     fetch_seq: int = 0
     fetch_sent_ns: int = 0
+    wait_ms: int = FETCH_WAIT_MS  # of the fetch that is open, or of the next one
     fetched: dict[Key, tuple[int, int]] = field(default_factory=dict)  # (epoch, stored end) in it
     epochs_sent_ns: int = 0  # the newest question; 0: none is open
     due: bool = True  # something has changed: look what to send
     paused: dict[Key, int] = field(default_factory=dict)
     no_space: dict[Key, int] = field(default_factory=dict)  # until when nothing is asked for
+
+    @property
+    def patience_ns(self) -> int:
+        """How long an answer may take before its fetch counts as lost."""
+        return 2 * self.wait_ms * NS_PER_MS
 
 
 @dataclass(slots=True)
@@ -60,7 +68,8 @@ class Replication:
     """All pulls and all parked fetches of one broker. One owner: the loop.
 
     `find`: the hosted partition of a key. `reported(partition, moved)`: a follower has told its end, and did that move
-    the high watermark? `written(partition)`: its log has grown. `cut(partition, truncation)` has a worker cut it.
+    the high watermark? `written(partition)`: its log has grown. `trimmed(partition)`: its log start has risen, as the
+    leader's has. `cut(partition, truncation)` has a worker cut it.
     """
 
     def __init__(
@@ -71,6 +80,7 @@ class Replication:
         find: Callable[[bytes, int], Partition | None],
         reported: Callable[[Partition, bool], None],
         written: Callable[[Partition], None],
+        trimmed: Callable[[Partition], None],
         cut: Callable[[Partition, Truncation], None],
     ) -> None:
         self._clock = clock
@@ -78,6 +88,7 @@ class Replication:
         self._find = find
         self._reported = reported
         self._written = written
+        self._trimmed = trimmed
         self._cut = cut
         self._seq = first_seq
         self._pulls: dict[int, _Pull] = {}
@@ -124,13 +135,13 @@ class Replication:
         self._parked.pop(broker, None)
         pull = self._pulls.get(broker)
         if pull is not None:
-            pull.fetch_seq = 0
+            pull.fetch_seq, pull.wait_ms = 0, FETCH_WAIT_MS
             self._ask_again(pull)
 
     # -- the turn -------------------------------------------------------------------------------------
 
-    def appended(self, partition: Partition) -> None:
-        """A partition led here has grown: parked fetches that ask for it are answered."""
+    def changed(self, partition: Partition) -> None:
+        """A partition led here has grown, or its log start has risen: parked fetches that ask for it are answered."""
         if self._parked:
             for broker in partition.state.replicas:
                 parked = self._parked.get(broker)
@@ -166,8 +177,8 @@ class Replication:
     def _pull(self, now_ns: int) -> None:
         """Send the questions and fetches that are due."""
         for leader, pull in self._pulls.items():
-            if pull.fetch_seq and now_ns - pull.fetch_sent_ns > RESEND_NS:
-                pull.fetch_seq, pull.due = 0, True
+            if pull.fetch_seq and now_ns - pull.fetch_sent_ns > pull.patience_ns:
+                pull.fetch_seq, pull.due, pull.wait_ms = 0, True, FETCH_WAIT_MS
             if pull.epochs_sent_ns and now_ns - pull.epochs_sent_ns > RESEND_NS:
                 self._ask_again(pull)
             if pull.paused and min(pull.paused.values()) <= now_ns:
@@ -182,12 +193,14 @@ class Replication:
                 self._fetch(leader, pull, now_ns)
 
     def next_deadline_ns(self) -> int | None:
-        """When there is something to do though nothing comes."""
-        due = [parked.deadline_ns for parked in self._parked.values()]
+        """When there is something to do though nothing comes. Not to say that there is nothing: the next turn, at
+        the latest that of the heartbeat, tells a parked fetch so.
+        """
+        due: list[int] = []
         for pull in self._pulls.values():
             due += (*pull.paused.values(), *pull.no_space.values())
             if pull.fetch_seq:
-                due.append(pull.fetch_sent_ns + RESEND_NS)
+                due.append(pull.fetch_sent_ns + pull.patience_ns)
             if pull.epochs_sent_ns:
                 due.append(pull.epochs_sent_ns + RESEND_NS)
         return min(due, default=None)
@@ -242,10 +255,11 @@ class Replication:
                     partition.counted_by,
                     partition.log.epochs.last_epoch,
                     key not in pull.no_space,
+                    partition.log_start,
                     partition.follower.tombstones_known,
                 )
             )
-        fetch = peers.ReplicaFetch(seq=self._seq, partitions=positions, max_wait_ms=FETCH_WAIT_MS)
+        fetch = peers.ReplicaFetch(seq=self._seq, partitions=positions, max_wait_ms=pull.wait_ms)
         self._send(leader, fetch, ())
 
     def handle_epochs(self, message: peers.EpochAnswer, now_ns: int) -> None:
@@ -282,6 +296,7 @@ class Replication:
         if pull is None or message.seq != pull.fetch_seq:
             return
         pull.fetch_seq, pull.due = 0, True
+        pull.wait_ms = FETCH_WAIT_MS if frames else QUIET_WAIT_MS
         remaining = iter(frames)
         for entry in message.partitions:
             frame = next(remaining, b"") if entry.size else b""
@@ -315,12 +330,20 @@ class Replication:
                 partition.append_replica(frame, entry.compacted_below)
                 self._written(partition)
             follower.fetched(entry.leader_epoch, entry.high_watermark, partition.log.log_end_offset)
+            self._copy_log_start(partition, entry.log_start)
         except CorruptMessage as error:
             journal.warning("fetched damage", partition=str(partition.name), reason=str(error))
             pull.paused[key] = now_ns + PAUSE_NS
         except DiskFull as error:
             journal.warning("disk full", partition=str(partition.name), reason=str(error))
             pull.no_space[key] = now_ns + NO_SPACE_PAUSE_NS
+
+    def _copy_log_start(self, partition: Partition, log_start: int) -> None:
+        """What the leader has deleted goes here too; never what is not known to be committed here."""
+        log_start = min(log_start, partition.high_watermark)
+        if log_start > partition.log_start:
+            partition.trim(log_start)
+            self._trimmed(partition)
 
     # -- leader ---------------------------------------------------------------------------------------
 
@@ -371,16 +394,19 @@ class Replication:
         entries: list[peers.FetchedPartition] = []
         frames: list[bytes] = []
         room = fetch.max_bytes
+        news = False
         for wanted in fetch.partitions:
             entry, data = self._serve_one(wanted, room, first=not frames)
             if data:
                 frames.append(data)
                 room -= len(data)
-            if data or entry.error or late:
+            start_rose = entry.log_start > wanted.log_start >= 0
+            if data or entry.error or late or start_rose:
                 entries.append(entry)
+                news = True
         if late:
             self._forget_reads()  # nobody follows closely: nothing to share
-        if frames or late or any(entry.error for entry in entries):
+        if news or late:
             del self._parked[broker]
             self._send(broker, peers.ReplicaFetched(seq=fetch.seq, partitions=entries), frames)
 

@@ -239,7 +239,7 @@ class Standing:
         move.deadline_ns = now_ns + CHANGE_NS
 
         def done(_: int, error: ShmlogError | None) -> None:
-            # 6.6: resume only on a definite refusal. What was asked may still be committed: ask again.
+            # Resume only on a definite refusal. What was asked may still be committed: ask again.
             if error is not None and error.retriable and self._moves.get(partition) is move:
                 move.proposed = False
                 move.deadline_ns = self._context.clock.monotonic_ns() + HAND_OVER_NS

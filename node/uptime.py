@@ -4,8 +4,8 @@
 the end of a clean stop, after everything is synced. So `clean` implies that all was flushed, and another boot
 id means that what was not synced may be gone.
 
-Both are evidence about the logs (SEMANTICS 6.7), so they are replaced only once the logs were judged by them: until
-recovery is done and registered, the file says of the last uptime what it said before.
+Both are evidence about the logs (docs/rules.md, lossy), so they are replaced only once the logs were judged by
+them: until recovery is done and registered, the file says of the last uptime what it said before.
 """
 
 from __future__ import annotations

@@ -83,26 +83,28 @@ class Window:
         if position >= 0 and self._writer is not None:
             self._writer.set_high_watermark(position)
 
-    def drop(self) -> None:
-        """Nothing in the ring may be read any more: the log start has moved over some of it."""
-        if self._writer is not None:
-            self._writer.drop_below(self._writer.tail)
-        self._ends.clear()
-
     def drop_below(self, offset: int) -> None:
-        """What lies below `offset`, a batch boundary, has been compacted in the files: it is to be read there."""
-        if self._reader is None or self._writer is None:
+        """What begins below `offset` must not be read here any more: the log start has moved there. Between turns only.
+
+        Readers of what lies above go on undisturbed; the rest of a batch that holds `offset` is read from the file.
+        """
+        if self._writer is None or self._reader is None:
             return
-        position = self._reader.seek(offset)
-        while position is not None:
-            chunk = self._reader.read(position, HEADER_SIZE, end=self._writer.tail)
-            if chunk is None:
-                return
-            header = BatchHeader._make(HEADER.unpack(chunk.data)) if chunk.data else None
-            if header is None or header.base_offset >= offset:
-                self._writer.drop_below(chunk.position)
-                return
+        position = self._writer.boundary_before(offset)
+        if position is None:
+            return
+        tail = self._writer.tail
+        while position < tail:
+            chunk = self._reader.read(position, HEADER_SIZE, end=tail)
+            assert chunk is not None, f"position {position} of a ring that only this loop writes"
+            header = BatchHeader._make(HEADER.unpack_from(chunk.data))  # written by this loop
+            if header.base_offset >= offset:
+                position = chunk.position
+                break
             position = chunk.position + header.batch_size
+        self._writer.drop_below(position)
+        while self._ends and self._ends[0][1] < position:
+            self._ends.popleft()
 
     def read(self, offset: int, max_bytes: int, end_offset: int, slack: int) -> bytes:
         """Whole batches from the one that holds `offset`, ending at or below `end_offset`; b"" if they are not in

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shmlog.client.client import Client, connect
     from shmlog.client.consumer import Consumer
     from shmlog.client.producer import Producer
+    from shmlog.client.table import read
     from shmlog.errors import DeliveryError, ShmlogError
     from shmlog.testing.cluster import LocalCluster
 
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "connect",
     "errors",
+    "read",
     "serde",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "Producer": "shmlog.client.producer",
     "ShmlogError": "shmlog.errors",
     "connect": "shmlog.client.client",
+    "read": "shmlog.client.table",
 }
 
 

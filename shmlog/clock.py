@@ -1,8 +1,8 @@
 """The only reader of time.
 
-Two clocks, never mixed: *monotonic* decides every time-out, *wall* only stamps records. Both are int64
-nanoseconds. Everything that decides takes `now` as an argument or a `Clock` in its constructor, so a test
-(later the simulator) can turn it by hand.
+Two clocks, never mixed: *monotonic* decides every time-out, *wall* only stamps records and gives their age. A third
+one, *boottime*, only tells whether the wall clock was set. All are int64 nanoseconds. Everything that decides takes
+`now` as an argument or a `Clock` in its constructor, so a test (and the simulator) can turn it by hand.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ class Clock(Protocol):
         """Nanoseconds since 1970-01-01 UTC; may jump."""
         ...
 
+    def boottime_ns(self) -> int:
+        """Nanoseconds since the machine was started, suspension included; never jumps."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -33,9 +37,13 @@ class SystemClock:
     monotonic_ns = staticmethod(time.monotonic_ns)
     wall_ns = staticmethod(time.time_ns)
 
+    def boottime_ns(self) -> int:
+        """See Clock."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
 
 class ManualClock:
-    """A clock that a test turns: both faces advance together."""
+    """A clock that a test turns: its faces advance together, unless the wall clock is set."""
 
     def __init__(self, monotonic_ns: int = 0, wall_ns: int = 1_700_000_000 * NS_PER_S) -> None:
         self._monotonic_ns = monotonic_ns
@@ -46,6 +54,13 @@ class ManualClock:
 
     def wall_ns(self) -> int:
         return self._wall_ns
+
+    def boottime_ns(self) -> int:
+        return self._monotonic_ns
+
+    def set_wall(self, ns: int) -> None:
+        """Let the wall clock jump by `ns` nanoseconds."""
+        self._wall_ns += ns
 
     def advance(self, ns: int) -> None:
         """Move both clocks forward by `ns` nanoseconds."""

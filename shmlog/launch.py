@@ -27,7 +27,7 @@ STOP_TIMEOUT_S = 30.0
 FAILED_STARTS_MAX = 3  # of one broker
 _POLL_S = 0.005
 _WATCH_S = 0.1
-_TAIL_BYTES = 2000
+_TAIL_BYTES = 64 << 10  # one traceback is a line of several KiB
 
 
 def supervisor_command(path: Path, *options: str) -> list[str]:
@@ -59,10 +59,11 @@ class Background:
     ) -> dict[int, directory.BrokerEntry]:
         """Wait until every broker serves; their registrations. `heard` gets each event meanwhile.
 
-        Raises: ShmlogError: the supervisor ended, a broker fails again and again, or time is up;
-        the message ends with the last lines of the log.
+        Raises: ShmlogError: the supervisor ended, a broker fails again and again (said once all others
+        serve), or time is up; the message ends with the last lines of the log.
         """
         brokers = set(directory.load_cluster(self.path).brokers)
+        failures: dict[int, ShmlogError] = {}
         started: set[int] = set()
         deaths: Counter[int] = Counter()
         deadline_ns = clock.SYSTEM_CLOCK.monotonic_ns() + int(timeout_s * clock.NS_PER_S)
@@ -77,11 +78,16 @@ class Background:
                 elif event["event"] == "exit":
                     deaths[event["broker"]] += 1
                     if deaths[event["broker"]] >= FAILED_STARTS_MAX or "backoff_ms" not in event:
-                        text = f"broker {event['broker']} {cause_of_death(event)}"
-                        raise self._failure(text, event.get("code"))
+                        broker = event["broker"]
+                        text = f"broker {broker} {cause_of_death(event)}"
+                        failures[broker] = self._failure(text, event.get("code"), broker)
             # Only its own word counts: a broker of an earlier supervisor may still be registered.
             living = directory.read_brokers(self.path)
-            if set(living) == brokers and {entry.pid for entry in living.values()} <= started:
+            if living.keys() | failures.keys() == brokers and (
+                {entry.pid for entry in living.values()} <= started
+            ):
+                if failures.keys() - living.keys():
+                    raise failures[min(failures.keys() - living.keys())]
                 return living
             if clock.SYSTEM_CLOCK.monotonic_ns() > deadline_ns:
                 raise RequestTimedOut(f"not ready after {timeout_s:g} s{self._tail()}")
@@ -107,12 +113,12 @@ class Background:
             if line.startswith(b"{"):
                 yield json.loads(line)
 
-    def _failure(self, text: str, code: int | None) -> ShmlogError:
+    def _failure(self, text: str, code: int | None, broker: int | None = None) -> ShmlogError:
         kind = {2: InvalidConfig, 7: CorruptLog}.get(code or 0, ServerError)
-        return kind(text + self._tail())
+        return kind(text + self._tail(broker))
 
-    def _tail(self) -> str:
-        return log_tail(self.path, self._position)
+    def _tail(self, broker: int | None = None) -> str:
+        return log_tail(self.path, self._position, broker)
 
     def stop(self) -> None:
         """Stop it and its brokers; it kills those that do not stop by themselves."""
@@ -122,17 +128,32 @@ class Background:
         self.process.wait()
 
 
-def log_tail(path: Path, supervisor_position: int) -> str:
-    """The last lines for people in the logs of brokers and supervisor (from a position on)."""
+def log_tail(path: Path, supervisor_position: int, broker: int | None = None) -> str:
+    """The last lines for people in the logs of brokers (or of one) and supervisor (from a position on)."""
     log = directory.supervisor_log(path)
+    which = "*" if broker is None else str(broker)
     text = ""
-    for file in (log, *sorted(directory.run_dir(path).glob("broker-*.log"))):
+    for file in (log, *sorted(directory.run_dir(path).glob(f"broker-{which}.log"))):
         if file.exists():
             content = file.read_bytes()[supervisor_position if file == log else 0 :]
             lines = content[-_TAIL_BYTES:].decode(errors="replace").splitlines()
-            shown = [line for line in lines if line and not line.startswith('{"event"')]
+            lines = lines[len(content) > _TAIL_BYTES :]  # the first one was cut in two
+            shown = [told for line in lines if (told := _for_people(line))]
             text += "".join(f"\n  {file.name}: {line}" for line in shown[-10:])
     return text
+
+
+def _for_people(line: str) -> str:
+    """A line of a log as an error message shows it; nothing of what went well."""
+    try:
+        read = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(read, dict) or read.get("level", "info") == "info":
+        return ""
+    trace = str(read.get("traceback", "")).strip().splitlines()
+    facts = {k: v for k, v in read.items() if k not in ("time_ns", "level", "event", "traceback")}
+    return f"{read['event']} {facts}" + (f": {trace[-1]}" if trace else "")
 
 
 def wait_for_end(pids: Sequence[int], timeout_s: float) -> list[int]:

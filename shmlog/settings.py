@@ -20,6 +20,7 @@ from shmlog.errors import InvalidConfig
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 INT64_MAX = (1 << 63) - 1
+DAY_MS = 86_400_000
 PAGE = 4096
 # At most 19 digits: what has more does not fit int64, and numbers of any length cost any time.
 _SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,19})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
@@ -112,6 +113,8 @@ def size_bytes(value: Any) -> int:
     """Bytes: an integer, or text such as "64MiB"."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise InvalidConfig(f"not a size: {shown(value)}")
+    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+        return int(value)  # -1 too; what it may be, the bounds say
     return parse_size(value)
 
 
@@ -252,6 +255,31 @@ TOPIC_SETTINGS: dict[str, Setting] = {
             meaning="a new segment file begins before this size is exceeded",
         ),
         Setting(
+            kafka="segment.ms",
+            parse=duration_ms,
+            default=-1,
+            low=100,
+            extra=(-1,),
+            meaning="a new segment file begins so long after the first batch of the last one; -1 = an eighth of "
+            "retention, within 1 s and 1 d",
+        ),
+        Setting(
+            kafka="retention.ms",
+            parse=duration_ms,
+            default=7 * DAY_MS,
+            low=0,
+            extra=(-1,),
+            meaning="a segment is deleted so long after its newest batch was appended; -1 = never",
+        ),
+        Setting(
+            kafka="retention.bytes",
+            parse=size_bytes,
+            default=-1,
+            low=0,
+            extra=(-1,),
+            meaning="the oldest segments of a partition are deleted while so much is left without them; -1 = never",
+        ),
+        Setting(
             kafka="index.interval.bytes",
             parse=size_bytes,
             default=4096,
@@ -386,6 +414,23 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
             meaning="shared memory for the rings of one broker; -1 = its share of half of /dev/shm",
         ),
         Setting(
+            kafka="disk.budget.bytes",
+            parse=size_bytes,
+            default=-1,
+            low=0,
+            extra=(-1,),
+            meaning="one broker's files of partitions; above it its oldest segments are deleted; -1 = no limit",
+        ),
+        Setting(
+            kafka="disk.reserve.bytes",
+            parse=size_bytes,
+            default=-1,
+            low=0,
+            extra=(-1,),
+            meaning="produce is refused while less is free on the disk; -1 = the larger of 1 GiB and 5 %, at most "
+            "20 % of it; 0 = never",
+        ),
+        Setting(
             kafka="request.memory.bytes",
             parse=size_bytes,
             default=64 * MIB,
@@ -399,9 +444,9 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
 NOT_BUILT = frozenset(
     native_name(k)
     for k in (
-        "retention.ms retention.bytes segment.ms partitioner "
+        "partitioner "
         "message.timestamp.type ring.mode replication.factor compression.type retention.check.ms "
-        "disk.budget.bytes disk.reserve.bytes max.clients fence.kill lane.bytes"
+        "max.clients fence.kill lane.bytes"
     ).split()
 )
 
@@ -437,6 +482,9 @@ class TopicConfig:
     unclean_leader_election: bool = TOPIC_SETTINGS["unclean_leader_election"].default
     sync_interval: int = TOPIC_SETTINGS["sync_interval"].default
     segment_bytes: int = TOPIC_SETTINGS["segment_bytes"].default
+    segment_age: int = TOPIC_SETTINGS["segment_age"].default
+    retention: int = TOPIC_SETTINGS["retention"].default
+    retention_bytes: int = TOPIC_SETTINGS["retention_bytes"].default
     index_interval_bytes: int = TOPIC_SETTINGS["index_interval_bytes"].default
     max_message_bytes: int = TOPIC_SETTINGS["max_message_bytes"].default
     max_uncompressed_bytes: int = TOPIC_SETTINGS["max_uncompressed_bytes"].default
@@ -472,6 +520,15 @@ class TopicConfig:
         """Is only the newest record of each key kept? Then every record has a key."""
         return "compact" in self.cleanup_policy
 
+    @property
+    def roll_after_ms(self) -> int:
+        """The effective age at which a segment is closed: so a record outlives `retention` by an eighth of it."""
+        if self.segment_age != -1:
+            return self.segment_age
+        if self.retention == -1:
+            return DAY_MS
+        return min(max(self.retention // 8, 1000), DAY_MS)
+
     def minimum_isr(self, replication_factor: int) -> int:
         """The effective minimum of in-sync replicas: never more than there are replicas."""
         wanted = self.min_insync_replicas
@@ -489,6 +546,8 @@ class ClusterConfig:
     broker_heartbeat: int = CLUSTER_SETTINGS["broker_heartbeat"].default
     broker_hang_timeout: int = CLUSTER_SETTINGS["broker_hang_timeout"].default
     ring_budget_bytes: int = CLUSTER_SETTINGS["ring_budget_bytes"].default
+    disk_budget_bytes: int = CLUSTER_SETTINGS["disk_budget_bytes"].default
+    disk_reserve_bytes: int = CLUSTER_SETTINGS["disk_reserve_bytes"].default
     request_memory_bytes: int = CLUSTER_SETTINGS["request_memory_bytes"].default
 
     def __post_init__(self) -> None:

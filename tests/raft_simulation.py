@@ -3,7 +3,7 @@
 Messages are dropped, doubled, late and out of order, links are cut in one direction, brokers are killed with or without
 the power, stopped and continued, one disk may be lost. After every event I12 is checked; then all heals, and there must
 be a leader whose log everybody commits (L1, L5); at last one link goes again and must not (R13, B18) or must (B16) cost
-the leadership.
+the leadership. Ids: docs/rules.md.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 One seed is one life. Real are `Leader`, `Follower` and the rules of `isr`; toys are the logs (lists of (epoch,
 value), with a synced end, an epoch history, a level and a checkpoint of the high watermark), the network (late,
-lost, doubled, out of order) and the controller (serial metadata: E1, E8, J5, J7, 6.7). Every broker acts on an image
-of its own, which may be old. After each step the invariants of the replication are checked against one list:
-what was ever committed. At the end all faults heal, and all replicas must be in sync.
+lost, doubled, out of order) and the controller (serial metadata: E1, E8, J5, J7, recovery). Every broker acts
+on an image of its own, which may be old. After each step the invariants (docs/rules.md) are checked against one
+list: what was ever committed. At the end all faults heal, and all replicas must be in sync.
 
 A reboot is the machine's: all brokers at once. What a *lossy* replica lost at `os` may be gone for good; the
-recovery election (6.7) is the only place where the list of what is committed may become shorter.
+recovery election is the only place where the list of what is committed may become shorter.
 """
 
 from __future__ import annotations

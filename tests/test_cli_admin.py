@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import click
 import pytest
@@ -61,6 +62,8 @@ def test_create_with_json_prints_the_same_object_as_describe(shmlog, shmlog_topi
         "log_start": 0,
         "high_watermark": 0,
         "end_offset": 0,
+        "size": 0,
+        "segments": 1,
     }
 
 
@@ -78,7 +81,7 @@ def test_a_taken_name_fails_unless_that_is_fine(shmlog, shmlog_topic):
     ("arguments", "complaint"),
     [
         (("--retention", "7d"), "No such option"),
-        (("--set", "retention.ms=1000"), "not built"),
+        (("--set", "ring.mode=0600"), "not built"),
         (("--set", "segment_byte=1MiB"), "did you mean 'segment_bytes'"),
         (("--set", "segment_bytes=1"), "must be 65536.."),
         (("--set", "nonsense"), "key=value"),
@@ -130,6 +133,26 @@ def test_describe_shows_settings_and_partitions_to_people_and_rows_to_pipes(shml
     assert out.startswith(shmlog_topic)
     assert any(line.split() == ["durability", "disk", "topic"] for line in out.splitlines())
     assert "high watermark" in out
+
+
+def test_describe_says_how_much_there_is_and_when_the_oldest_goes(
+    shmlog, shmlog_topic, shmlog_client
+):
+    shmlog("topic", "create", shmlog_topic, "--set", "retention=1h")
+    _, out, _ = shmlog("topic", "describe", shmlog_topic)
+    assert out.rstrip("\n").split("\t")[8:] == ["0 B", "-"]
+    before_ns = time.time_ns()
+    shmlog_client.produce(shmlog_topic, b"hello")
+    found = described(shmlog, shmlog_topic)["partitions"][0]
+    assert found["size"] > 100
+    assert before_ns <= int(found["oldest_append_time"]) <= time.time_ns()
+    goes_ns = int(found["oldest_append_time"]) + 3600 * 10**9
+    assert int(found["oldest_goes_at"]) == goes_ns
+    _, out, _ = shmlog("topic", "describe", shmlog_topic)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(goes_ns // 10**9))
+    assert out.rstrip("\n").split("\t")[8:] == [f"{found['size']} B", stamp]
+    shmlog("topic", "alter", shmlog_topic, "--set", "retention=-1")
+    assert "oldest_goes_at" not in described(shmlog, shmlog_topic)["partitions"][0]
 
 
 def test_alter_sets_unsets_and_adds_partitions(shmlog, shmlog_topic):

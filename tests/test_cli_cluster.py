@@ -222,7 +222,7 @@ def test_status_warns_and_exits_5_where_a_leader_is_missing(shmlog, three_broker
     assert marks[:3] == [(0, 1, False, False), (1, 2, True, False), (2, 0, False, True)]
     _, out, _ = shmlog("status")
     rows = [line.split("\t") for line in out.splitlines()]
-    assert [row[1] for row in rows] == ["ready", "ready", "fenced", "stopped"]
+    assert [row[1] for row in rows] == ["ready", "stopped", "fenced", "stopped"]
     assert [row[6] for row in rows] == ["-", "controller", "-", "-"]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -398,3 +401,34 @@ def test_fsck_takes_the_directory_either_way(tmp_path: Path) -> None:
         done = shmlog(*arguments)
         assert (done.returncode, done.stderr) == (0, "0 partitions checked, 0 damaged\n")
     assert shmlog("fsck").returncode == 2
+
+
+@pytest.mark.process
+def test_up_leaves_those_running_that_serve_and_status_tells_when_nobody_controls() -> None:
+    path = Path(tempfile.mkdtemp(prefix="shmlog-"))
+    try:
+        assert shmlog("up", "--dir", path, "-n", 3, "--detach").returncode == 0
+        assert shmlog("-d", path, "topic", "create", "solo", "-r", 1, "-p", 3).returncode == 0
+        assert shmlog("-d", path, "down").returncode == 0
+        shutil.rmtree(next((path / "broker-2").glob("solo-*")))
+        started = shmlog("up", "--dir", path, "--detach")
+        assert started.returncode == 6
+        assert "broker 2 ended with exit code 7" in started.stderr
+        assert "is gone, and it held a log" in started.stderr
+        assert "broker-0.log" not in started.stderr
+        assert sorted(directory.read_brokers(path)) == [0, 1]
+        supervisor = directory.read_supervisor(path)
+        assert supervisor is not None
+        for pid in (supervisor.pid, directory.read_brokers(path)[1].pid):
+            os.kill(pid, signal.SIGKILL)
+            launch.wait_for_end([pid], PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := shmlog("-d", path, "status")).returncode != 5 or (
+            "no controller" not in found.stderr
+        ):
+            assert time.monotonic() < deadline, found
+        states = [line.split("\t")[1] for line in found.stdout.splitlines()]
+        assert states == ["ready", "stopped", "fenced"]
+    finally:
+        shmlog("-d", path, "down")
+        shutil.rmtree(path)

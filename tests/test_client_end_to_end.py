@@ -374,7 +374,7 @@ def test_unknown_names_are_answered_with_the_nearest(where: Path, topic: str) ->
         with pytest.raises(TopicExists):
             log.admin.create_topic(topic)
         with pytest.raises(InvalidConfig):
-            log.admin.alter_topic(topic, set={"retention": "7d"})
+            log.admin.alter_topic(topic, set={"ring.mode": "0600"})
 
 
 def test_a_deleted_topic_ends_its_readers_and_writers(where: Path) -> None:

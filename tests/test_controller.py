@@ -1,6 +1,6 @@
 """The controller: one story a rule.
 
-Rules (J, E, 6.6, 6.7) as in docs/replication.md, B rows as in the list of bugs that others had.
+J, E and B as in docs/rules.md.
 """
 
 from __future__ import annotations
@@ -510,7 +510,7 @@ def test_b19_a_missing_member_may_lead_for_it_holds_all_that_is_committed(
     assert (cluster.p.leader, cluster.p.isr) == (third, (first, third))
 
 
-# -- elections of 6.7 ---------------------------------------------------------------------------------
+# -- recovery and unclean elections -------------------------------------------------------------------
 
 
 def reboot(cluster: Cluster) -> None:

@@ -37,7 +37,7 @@ class Life(Cluster):
     """A cluster that is treated badly, with a model of what its replicas really hold.
 
     `logs[key][broker]`: (epoch of the last batch, end). `holds[key]`: the replicas that hold all that is committed, or
-    all that an election of 6.7 has left.
+    all that a recovery or unclean election has left.
     """
 
     def __init__(self, seed: int) -> None:
@@ -110,7 +110,7 @@ class Life(Cluster):
 
     def check_recovery(self, before: Image, old: PartitionRecord, new: PartitionRecord) -> None:
         alive = self.controller.alive(self.image)
-        ensure(not alive & set(old.isr), "6.7: a member lives", old, new)
+        ensure(not alive & set(old.isr), "recovery: a member lives", old, new)
         begun = old.last_leader[2] if old.last_leader else -1
         config = before.topics["t"].config
         boots = {before.brokers[b].boot_id for b in old.isr}
@@ -119,14 +119,14 @@ class Life(Cluster):
             or old.recovery_epoch > begun
             or config.unclean_leader_election
             or (config.durability != "disk" and self.boot not in boots),
-            "6.7: elected without need",
+            "recovery: elected without need",
             old,
             new,
         )
         log = self.logs[new.partition]
         told = alive & self.up - self.hung
         furthest = max((log[b] for b in new.replicas if b in told), default=(-1, 0))
-        ensure(log[new.leader] >= furthest, "6.7: not the furthest", old, new, log)
+        ensure(log[new.leader] >= furthest, "recovery: not the furthest", old, new, log)
 
     # What happens.
 
@@ -425,8 +425,8 @@ PLANTED = {
     "J4: the dead and fenced join": (replicas, "check_member", nothing),
     "E2: a new incarnation leads on at its old epoch": (elections, "settle", same_epoch),
     "B06: a lossy replica stays a member": (elections, "settle", lossy_stays),
-    "6.7: recovery while members may come back": (elections, "may_recover", at_once),
-    "6.7: the recovery election takes the nearest": (elections, "recovered", the_nearest),
+    "recovery while members may come back": (elections, "may_recover", at_once),
+    "the recovery election takes the nearest": (elections, "recovered", the_nearest),
 }
 
 

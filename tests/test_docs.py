@@ -37,3 +37,23 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
     typed = r"(?:\$ |\| |bin/|`|\()shmlog (?:-d \S+ )?([a-z]+)\b"
     for command in re.findall(typed, page.read_text()):
         assert command in COMMANDS, command
+
+
+# Rules, invariants and known bugs; not the record layouts of tests, whose struct formats look the same.
+_RULE = re.compile(r"(?<![\w<])[BEHIJLPRT]\d{1,2}(?![\w.])")
+_SOURCES = [
+    file
+    for folder in ("node", "shmlog", "tests")
+    for file in sorted((ROOT / folder).rglob("*"))
+    if file.suffix in (".py", ".txt") and not file.name.startswith("test_records")
+]
+
+
+def test_every_rule_that_is_named_is_stated_once() -> None:
+    stated = re.findall(
+        r"^\| ([A-Z]\d+) \|", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE
+    )
+    assert len(stated) == len(set(stated))
+    named = {(rule, file.name) for file in _SOURCES for rule in _RULE.findall(file.read_text())}
+    assert {(rule, file) for rule, file in named if rule not in stated} == set()
+    assert set(stated) <= {rule for rule, _ in named}

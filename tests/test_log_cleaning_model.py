@@ -88,7 +88,8 @@ class CompactedLog(RuleBasedStateMachine):
 
     @rule()
     def roll(self) -> None:
-        self.log.roll()
+        if self.log.segments[-1].size:
+            self.log.roll()
 
     @rule()
     def checkpoint(self) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from shmlog.log.log import Log
 from shmlog.log.producers import ProducerStates
+from shmlog.log.retention import too_much
 from shmlog.log.storage import MemoryStorage
 
 
@@ -111,6 +112,22 @@ def trim(world: World) -> None:
         job.run()
 
 
+def retain(world: World) -> None:
+    """As a pass of retention: close the active segment, keep the newest 900 bytes, whole segments only."""
+    log = world.opened()
+    if log.segments[-1].size:
+        log.roll()
+    sync(world)
+    segments = log.segments
+    count = too_much(segments, 900, world.synced)
+    if count:
+        kept = sum(segment.size for segment in segments[count:])
+        assert kept >= 900
+        log.set_log_start(segments[count - 1].end_offset)
+        world.log_start = max(world.log_start, segments[count - 1].end_offset)
+    ls.checkpoint(log)
+
+
 def reopen(world: World) -> None:
     log = world.opened()
     log.close(log.log_end_offset)
@@ -180,7 +197,7 @@ def change_level(world: World) -> None:
 
 
 STEPS: list[Callable[[World], None]] = [
-    one, rolling, sync, late_sync, checkpoint, allocate, trim, reopen,
+    one, rolling, sync, late_sync, checkpoint, allocate, trim, retain, reopen,
 ]  # fmt: skip
 CUTS: list[Callable[[World], None]] = [cut, cut_under_a_sync, anew, begin_epoch, change_level]
 ALL = STEPS + CUTS
@@ -211,7 +228,7 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
 
 
 def check_lossy(log: Log, world: World, *, same_boot: bool) -> None:
-    """The table of 6.7, as far as crashes go."""
+    """The table of lossy replicas (docs/rules.md), as far as crashes go."""
     if log.recovery.fresh:
         assert world.log is None
     if same_boot or log.recovery.fresh:
@@ -305,6 +322,11 @@ def test_points_of_longer_workloads(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(8):
         run(tuple(rng.choices(ALL, k=7)), seed, every=4, deep=28)
+
+
+def test_the_workload_that_grows_under_retention() -> None:
+    for seed in range(3):
+        assert run((rolling, retain, one, retain, rolling, retain, one), seed, every=1, deep=9) > 40
 
 
 def test_the_workload_that_rolls_syncs_trims_and_restarts() -> None:

@@ -1,4 +1,4 @@
-"""Truncation, beginning anew and epochs: what replication asks of a log (T1, T2, E8)."""
+"""Truncation, beginning anew and epochs: what replication asks of a log (docs/rules.md: T1, T2, E8)."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_cut_outside_the_log_is_our_own_error() -> None:
 
 
 def test_an_old_batch_behind_the_cut_never_follows_a_new_one() -> None:
-    """B20's sibling: file bytes behind the cut are gone, durably, before the next append (6.2 rule 3)."""
+    """File bytes behind the cut are gone, durably, before the next append."""
     for seed in range(60):
         storage = MemoryStorage()
         log = open_log(storage)

@@ -1,4 +1,4 @@
-"""Is a replica lossy? The table of SEMANTICS 6.7, and what a replicated log does about damage."""
+"""Is a replica lossy? The table of docs/rules.md, and what a replicated log does about damage."""
 
 from __future__ import annotations
 

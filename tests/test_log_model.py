@@ -118,6 +118,14 @@ class LogMachine(RuleBasedStateMachine):
             job.run()
             self.log.finish_allocation(job)
 
+    @rule()
+    def roll(self) -> None:
+        """As the age of the active segment would have it."""
+        if self.log.segments[-1].size:
+            self.log.roll()
+            assert self.log.has_rolled
+            assert self.log.segments[-1].base_offset == self.end
+
     @rule(data=st.data())
     def trim(self, data: st.DataObject) -> None:
         self.start = data.draw(st.integers(self.start, self.synced))
@@ -235,8 +243,17 @@ class LogMachine(RuleBasedStateMachine):
             found = self.log.producers.check(header)
             assert found is not None, header
             assert found.base_offset == header.base_offset
-        if self.batches:
+        if self.batches and self.batches[-1][0].end_offset > self.start:
             assert self.log.last_append_time_ns == self.batches[-1][0].append_time_ns
+
+    @invariant()
+    def the_segments_know_their_first_and_last_append_times(self) -> None:
+        for segment in self.log.segments if hasattr(self, "log") else ():
+            held = range(segment.base_offset, segment.end_offset)
+            times = [h.append_time_ns for h, _ in self.batches if h.base_offset in held]
+            if times and segment.size and segment.base_offset >= self.start:
+                assert segment.first_append_time_ns == times[0]
+                assert segment.last_append_time_ns == times[-1]
 
 
 LogMachine.TestCase.settings = settings(

@@ -433,7 +433,7 @@ def test_settings_are_changed_whole_or_not_at_all(broker: MemoryBroker) -> None:
     topic, _ = broker.ask({"op": "describe_topic", "topic": "t"})
     assert topic["configs"]["durability"]["source"] == "topic"
     assert broker.produce("t", b"v")["error"] == 0
-    for bad in ({"retention.ms": 1}, {"nosuch": 1}, {"ring_bytes": 1}):
+    for bad in ({"ring.mode": 1}, {"nosuch": 1}, {"ring_bytes": 1}):
         reply, _ = broker.ask({"op": "alter_topic", "topic": "t", "set": bad})
         assert reply["error"] == 40, bad
 
@@ -638,7 +638,7 @@ def test_a_trim_on_a_full_disk_is_done_as_soon_as_a_block_can_be_had(tmp_path: P
     for _ in range(4):
         broker.clock.advance(10**9)
         broker.turn()
-    assert len(logs_of(broker)) == before > 5
+    assert len(logs_of(broker)) == before + 1 > 6  # the active one was closed: its file was there
     full = False
     for _ in range(4):
         broker.clock.advance(10**9)

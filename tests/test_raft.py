@@ -495,7 +495,7 @@ BORN = 1000
 def test_a_voter_abstains_until_it_knows_what_it_may_have_forgotten(
     answered_ns: int, commit: int, terms_told: dict[int, int], asked_ns: int, votes: bool
 ) -> None:
-    """SEMANTICS 7."""
+    """docs/rules.md: what a voter that abstains must know before it votes."""
     one = Raft(
         broker=2,
         brokers=(1, 2, 3),
@@ -589,6 +589,27 @@ def test_nothing_below_the_commit_is_ever_cut() -> None:
     with pytest.raises(AssertionError, match="below the commit"):
         one.step(2, append(2, 2), 0, [Entry(0, 2, 2, "other")])
     assert one.end_offset == 2
+
+
+def test_entries_of_older_terms_are_not_committed_by_being_counted() -> None:
+    """Figure 8 of the Raft paper: what a majority holds of an older term may still be overwritten."""
+    one = raft(hard_state=HardState(1), terms=((1, 0),), end_offset=2)
+    lead(one, MS)
+    assert (one.term, one.end_offset) == (2, 3)
+    one.step(2, AppendAnswer(term=2, accepted=True, sent_ns=1, stored_end=2), 2 * MS)
+    assert one.commit_offset == 0
+    one.step(2, AppendAnswer(term=2, accepted=True, sent_ns=2, stored_end=3), 3 * MS)
+    assert one.commit_offset == 3
+
+
+def test_a_leader_counts_itself_once_its_own_sync_is_done() -> None:
+    one = raft()
+    lead(one, MS)
+    one.appended(3, 2 * MS)
+    one.step(2, AppendAnswer(term=1, accepted=True, sent_ns=1, stored_end=3), 3 * MS)
+    assert one.commit_offset == 1
+    store(one, 4 * MS)
+    assert one.commit_offset == 3
 
 
 def test_terms_are_what_a_plain_list_says() -> None:

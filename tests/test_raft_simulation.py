@@ -1,4 +1,4 @@
-"""Raft in simulation: I12, L1 and L5 hold for many seeds, and each planted bug is found by them.
+"""Raft in simulation: I12 (docs/rules.md), L1 and L5 hold for many seeds, and each planted bug is found by them.
 
 `RAFT_SEEDS=first:count pytest tests/test_raft_simulation.py` runs others; `Simulation(seed).run()` replays one.
 """
@@ -210,7 +210,7 @@ class VotesTwice(Raft):
 
 
 class NeverAbstains(Raft):
-    """SEMANTICS 7: a voter whose vote and log are damaged goes on as if it were new."""
+    """A voter whose vote and log are damaged goes on as if it were new."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)

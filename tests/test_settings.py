@@ -35,6 +35,11 @@ ROOT = Path(__file__).parents[1]
         ("sync.interval.ms", "250", "sync_interval", 250),
         ("sync_interval", "1s", "sync_interval", 1000),
         ("durability", "disk", "durability", "disk"),
+        ("retention.ms", "60000", "retention", 60_000),
+        ("retention", "7d", "retention", 604_800_000),
+        ("retention_bytes", "-1", "retention_bytes", -1),
+        ("segment.ms", 1000, "segment_age", 1000),
+        ("segment_age", "1h", "segment_age", 3_600_000),
     ],
 )
 def test_both_spellings_and_human_values_are_understood(
@@ -53,7 +58,9 @@ def test_both_spellings_and_human_values_are_understood(
         ("ring_bytes", "4KiB", "0 or 262144"),
         ("sync_interval", "5 apples", "not a duration"),
         ("durability", "ram", "os or disk"),
-        ("retention.ms", 1, "not built"),
+        ("ring.mode", 1, "not built"),
+        ("retention.ms", -2, "-1 or 0.."),
+        ("segment.ms", 99, "-1 or 100.."),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(key: str, value: Any, text: str) -> None:
@@ -66,6 +73,25 @@ def test_settings_have_rules_between_each_other() -> None:
         TopicConfig(ring_bytes=1 << 20)
     with pytest.raises(InvalidConfig, match="at least max_message_bytes"):
         TopicConfig(max_message_bytes=2 << 20, max_uncompressed_bytes=1 << 20, ring_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("retention", "segment_age", "effective"),
+    [
+        (-1, -1, 86_400_000),
+        (604_800_000, -1, 75_600_000),
+        (8 * 864_000_000, -1, 86_400_000),
+        (4000, -1, 1000),
+        (0, -1, 1000),
+        (4000, 100, 100),
+        (-1, 5000, 5000),
+    ],
+)
+def test_a_segment_is_closed_after_an_eighth_of_retention_unless_told_otherwise(
+    retention: int, segment_age: int, effective: int
+) -> None:
+    config = TopicConfig(retention=retention, segment_age=segment_age)
+    assert config.roll_after_ms == effective
 
 
 def test_a_setting_is_built_or_refused_never_both() -> None:
@@ -82,7 +108,7 @@ def test_every_setting_is_read_by_some_code() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "settings.py"
     ]
-    read_as = {"min_insync_replicas": "minimum_isr"}
+    read_as = {"min_insync_replicas": "minimum_isr", "segment_age": "roll_after_ms"}
     for setting in [*TOPIC_SETTINGS, *CLUSTER_SETTINGS]:
         name = read_as.get(setting, setting)
         assert any(f".{name}" in source for source in sources), name

@@ -48,11 +48,13 @@ def describe_cluster(
 ) -> None:
     """Brokers, controller, and how many partitions lack something, as this broker's image has it."""
     image, identity = context.metadata.image, context.identity
+    has_quorum = context.metadata.has_lease(context.clock.monotonic_ns())
     brokers = {broker: _described(image, broker) for broker in identity.brokers}
     without_leader = under_minimum = not_full = 0
     for topic, state in _partitions(image):
         without_leader += state.leader < 0 or not state.started
-        under_minimum += len(state.isr) < topic.config.minimum_isr(len(state.replicas))
+        present = sum(broker not in image.fenced for broker in state.isr)
+        under_minimum += present < topic.config.minimum_isr(len(state.replicas))
         not_full += len(state.isr) < len(state.replicas)
         if state.leader in brokers:
             brokers[state.leader].leaders += 1
@@ -63,7 +65,7 @@ def describe_cluster(
         DescribeClusterAnswer(
             id=exchange.id or 0,
             cluster=identity.cluster,
-            controller=context.metadata.controller_id,
+            controller=context.metadata.controller_id if has_quorum else -1,
             controller_term=context.metadata.raft.term,
             metadata_offset=image.offset,
             voters=list(identity.voters),

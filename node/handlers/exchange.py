@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol
 from node.core.purgatory import Purgatory
 from node.metadata import Metadata
 from node.partition import Partition
+from node.stats import Counters
 from shmlog.clock import NS_PER_MS, Clock
-from shmlog.errors import ShmlogError, is_retriable
+from shmlog.errors import Code, ShmlogError, is_retriable
 from shmlog.protocol import header
 from shmlog.protocol.messages import Request
 from shmlog.settings import ClusterConfig
@@ -89,6 +90,8 @@ class Exchange:
 
     def fail(self, error: ShmlogError) -> None:
         """Answer with an error."""
+        self._context.counters.errors += 1
+        self._context.counters.busy_answers += error.code is Code.BUSY
         self.answer({"id": self.id, **error_fields(error)})
 
 
@@ -131,11 +134,15 @@ class Context:
     partitions: dict[tuple[str, int], Partition]
     new_topic_id: Callable[[], bytes]
     has_lease: bool = True  # may this broker ack (E7)? Looked at once a turn
+    no_space: str = (
+        ""  # why produce is refused for lack of disk space, if it is. Looked at once a turn
+    )
     knows_image: bool = False  # after a start: does the image hold all that was committed before?
     purgatory: Purgatory[tuple[object, str], Waiter] = field(default_factory=Purgatory)
     outbox: list[Outgoing] = field(default_factory=list)
     dirty: dict[Partition, None] = field(default_factory=dict)  # appended to in this turn
     admitted_bytes: int = 0
+    counters: Counters = field(default_factory=Counters)
     producer_ids: list[int] = field(default_factory=list)  # [next, end) of this broker's block
     simple_records: int = 0  # built or opened in this turn
     spread: int = 0  # where the next simple batch without key and partition goes

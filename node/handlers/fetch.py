@@ -141,6 +141,7 @@ class FetchWait:
         if not (enough or news or last or not request.partitions):
             return False
         assert self._exchange.id is not None
+        self._context.counters.bytes_out += total
         self._exchange.answer(FetchFastAnswer(id=self._exchange.id, partitions=results), frames)
         return True
 
@@ -253,6 +254,7 @@ class FetchWait:
             answer = FetchSimpleDiverged(
                 **msgspec.structs.asdict(answer), diverging_epoch=epoch, diverging_end=end
             )
+        self._context.counters.bytes_out += opened.size
         self._exchange.answer(answer, opened.frames)
 
 

@@ -1,8 +1,8 @@
 """Messages of other brokers: to the metadata log and its Raft, or to replication.
 
-A message of an incarnation that is not the registered one changes nothing (I11), but for those of Raft and for the
-registration itself: who is not registered yet takes part in the quorum all the same. Damage is said and dropped, as if
-the message had been lost: whoever waits for its answer asks again.
+A message of an incarnation that is not the registered one changes nothing (docs/rules.md, I11), but for those of Raft
+and for the registration itself: who is not registered yet takes part in the quorum all the same. Damage is said and
+dropped, as if the message had been lost: whoever waits for its answer asks again.
 """
 
 from __future__ import annotations

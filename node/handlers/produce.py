@@ -219,10 +219,18 @@ def _append(
             topic=entry.topic,
             partition=entry.index,
         )
+    before = partition.next_offset
     entry.partition = partition
-    entry.appended = partition.append(frame, acks)
+    entry.appended = partition.append(frame, acks, context.no_space)
     exchange.appended = True
     context.dirty[partition] = None
+    counters, count = context.counters, partition.next_offset - before
+    if count:
+        counters.batches_in += 1
+        counters.records_in += count
+        counters.bytes_in += len(frame)
+    else:
+        counters.duplicates += 1
 
 
 def no_lease(partition: Partition) -> ShmlogError:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from node.core.cluster import topics
 from node.core.cluster.image import PartitionRecord
 from node.handlers.exchange import METADATA, Context, Exchange
 from node.handlers.lookup import find_topic
+from node.partition import Partition
 from shmlog.errors import InvalidRequest, ShmlogError, VersionMismatch
+from shmlog.log import retention
 from shmlog.protocol import peers
-from shmlog.protocol.header import HEADER_SIZE_MAX
+from shmlog.protocol.header import HEADER_SIZE_MAX, Big
 from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
     OPERATION_NAMES,
@@ -37,7 +40,7 @@ from shmlog.protocol.messages import (
     TopicInfo,
 )
 from shmlog.records.compression import available
-from shmlog.settings import TOPIC_SETTINGS
+from shmlog.settings import INT64_MAX, TOPIC_SETTINGS
 
 SOFTWARE = "shmlog 0.1.0"
 TOPIC_NAMES_MAX = 2048
@@ -301,6 +304,19 @@ def delete_topic(
     _change(context, exchange, peers.DeleteTopic(name=request.topic))
 
 
+def _held(partition: Partition) -> dict[str, Any]:
+    """What of a description only the files tell."""
+    segments, config = partition.log.segments, partition.config
+    retention_ms = config.retention if retention.may_delete(config) else -1
+    goes_at_ns = retention.goes_at_ns(segments, retention_ms)
+    return {
+        "size": sum(segment.size for segment in segments),
+        "segments": len(segments),
+        "oldest_append_time": Big(segments[0].first_append_time_ns) if segments[0].size else None,
+        "oldest_goes_at": None if goes_at_ns is None else Big(min(goes_at_ns, INT64_MAX)),
+    }
+
+
 def describe_topic(
     context: Context, exchange: Exchange, request: DescribeTopic, frames: list[bytes]
 ) -> None:
@@ -326,6 +342,7 @@ def describe_topic(
                 high_watermark=hosted.high_watermark if hosted else -1,
                 end_offset=hosted.log.log_end_offset if hosted else -1,
                 lost=list(state.lost) if state.lost else None,
+                **(_held(hosted) if hosted else {}),
             )
         )
     assert exchange.id is not None

@@ -4,7 +4,7 @@ For each registered incarnation a pidfd is taken (E4: pid from the registry file
 same entry is still there and its lock still held, else a reused pid might be watched). A readable pidfd is a proof of
 death, and so is a free lock of the registry entry of that very incarnation, for who came later (E3). No entry yet
 means nothing: it is looked for again at each `retry`. Beats, for those that live and do not work, are not here but
-in the messages of the metadata log.
+in the messages of the metadata log. E: docs/rules.md.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ the next one. Nothing in a turn syncs, preallocates, touches fresh pages or unli
 Peers come before clients: what they bring is what clients wait for. The metadata log comes after the write: a new
 image is published, and roles change, only between what a turn appends and what the next one does.
 
-The turn measures itself: the longest one and its cause stand in the broker's last log line (`turns`).
+The turn measures itself: the longest one and its cause stand in the broker's last log line (`turns`), and all
+counters in its stats page.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 
 from node import journal
 from node.catalog import Catalog
@@ -26,6 +28,8 @@ from node.io.wire import Wire
 from node.io.workers import Workers
 from node.metadata import Metadata
 from node.standing import Standing
+from node.stats import TurnStatistics
+from shmlog import stats
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 
 TURN_REQUESTS_MAX = 256
@@ -36,19 +40,6 @@ TURN_SIMPLE_RECORDS_MAX = 4000
 HEARTBEAT_NS = 250 * NS_PER_MS
 CHORES_NS = NS_PER_S
 POLL_NS_MAX = NS_PER_S
-
-
-@dataclass(slots=True)
-class TurnStatistics:
-    """What the turns of this loop have cost."""
-
-    count: int = 0
-    requests: int = 0
-    messages: int = 0
-    busy_ns: int = 0
-    longest_ns: int = 0
-    longest_cause: str = "none"
-    longest_write_ns: int = 0
 
 
 class Loop:
@@ -78,6 +69,7 @@ class Loop:
         self._backlog_ms = 0  # when to try again to send what had to wait; 0: nothing waits
         self._beat_due_ns = self._chores_due_ns = clock.monotonic_ns()
         self.statistics = TurnStatistics()
+        self.show: Callable[[dict[str, int], TurnStatistics, int], None] = lambda *_: None
 
     def stop(self) -> None:
         """Leave the cluster, then end."""
@@ -122,6 +114,7 @@ class Loop:
         statistics.requests += requests
         statistics.messages += messages
         statistics.busy_ns += ended_ns - began_ns
+        statistics.by_duration[stats.bucket_of(ended_ns - began_ns)] += 1
         statistics.longest_write_ns = max(statistics.longest_write_ns, written_ns - drained_ns)
         if ended_ns - began_ns > statistics.longest_ns:
             statistics.longest_ns = ended_ns - began_ns
@@ -153,6 +146,8 @@ class Loop:
         ):  # requests that went on behind a change of the cluster, or at their deadline
             self._write()
         context.purgatory.arm()
+        catalog.retention.turn(now_ns)
+        context.no_space = catalog.space.refusal
         catalog.upkeep.turn()
         self._tick(now_ns)
         catalog.replication.turn(now_ns)
@@ -168,6 +163,7 @@ class Loop:
         for deadline in (
             self._context.purgatory.next_deadline_ns(),
             self._catalog.upkeep.next_deadline_ns(),
+            self._catalog.retention.next_deadline_ns(),
             self._catalog.replication.next_deadline_ns(),
             self._metadata.next_deadline_ns(),
             self._standing.next_deadline_ns(),
@@ -253,7 +249,8 @@ class Loop:
                 continue
             self._catalog.maybe_make_ring(partition)
             self._catalog.upkeep.written(partition)
-            self._catalog.replication.appended(partition)
+            self._catalog.retention.written(partition)
+            self._catalog.replication.changed(partition)
             self._catalog.settled(partition)
 
     def _answer(self) -> None:
@@ -270,6 +267,7 @@ class Loop:
         if now_ns >= self._beat_due_ns:
             self._beat_due_ns = now_ns + HEARTBEAT_NS
             self._catalog.beat()
+            self.show(self._values(), self.statistics, now_ns)
             late = self._metadata.is_anyone_late(now_ns)
             self._metadata.blocked(self._liveness.blocked() if late else frozenset())
         if now_ns >= self._chores_due_ns:
@@ -283,3 +281,20 @@ class Loop:
             expiration_ns = self._context.settings.producer_id_expiration * NS_PER_MS
             for partition in self._context.partitions.values():
                 partition.log.producers.expire(now_ns, expiration_ns)
+
+    def _values(self) -> dict[str, int]:
+        """What the stats page shows."""
+        context, turns = self._context, self.statistics
+        partitions = context.partitions.values()
+        return {
+            "turns": turns.count,
+            "busy_ns": turns.busy_ns,
+            "longest_turn_ns": turns.longest_ns,
+            "requests": turns.requests,
+            "peer_messages": turns.messages,
+            "waiting": len(context.purgatory),
+            "admitted_bytes": context.admitted_bytes,
+            "partitions": len(partitions),
+            "leaders": sum(partition.leader is not None for partition in partitions),
+            **asdict(context.counters),
+        }

@@ -7,6 +7,7 @@ of it, `list` the part that the metadata holds. Removing data asks on a terminal
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from shmlog.client.consumer import Consumer
 from shmlog.client.positions import parse
 from shmlog.errors import InvalidConfig, LeaderUnavailable, TopicExists, UnknownTopic
 from shmlog.protocol.messages import DescribeTopicAnswer, TopicInfo
-from shmlog.settings import TOPIC_SETTINGS, check_all, resolve
+from shmlog.settings import TOPIC_SETTINGS, check_all, format_size, resolve
 
 DURABILITY = click.option(
     "--durability",
@@ -46,6 +47,8 @@ PARTITION_COLUMNS = (
     Column("log_start", right=True),
     Column("high_watermark", right=True),
     Column("end_offset", right=True),
+    Column("size", lambda row: _size(row.get("size")), right=True),
+    Column("oldest_goes", lambda row: _time(row.get("oldest_goes_at"))),
 )
 
 
@@ -149,8 +152,19 @@ def describe(settings: Settings, name: str) -> None:
             )
 
 
+def _size(size: int | None) -> str | None:
+    return None if size is None else format_size(size)
+
+
+def _time(time_ns: int | None) -> str | None:
+    """To the second, in UTC."""
+    if time_ns is None:
+        return None
+    return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _described(answer: DescribeTopicAnswer) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(answer)
+    fields: dict[str, Any] = msgspec.to_builtins(answer, enc_hook=int)
     del fields["id"], fields["error"]
     return {"kind": "topic", "v": 1, **fields}
 

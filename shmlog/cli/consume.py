@@ -106,7 +106,7 @@ def consume(
             deadline.check()
             if not len(batch):
                 continue
-            columns = _columns_of(batch, admin)
+            columns = columns_of(batch, admin)
             if limits:
                 left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset
                 columns = columns.cut(0, max(left, 0))
@@ -134,7 +134,7 @@ class _Deadline:
             raise RequestTimedOut(f"the end did not come within {self._timeout_s:g} s")
 
 
-def _columns_of(batch: Batch, admin: Admin | None) -> Columns:
+def columns_of(batch: Batch, admin: Admin | None) -> Columns:
     """A batch as the printing steps want it; the ends of its partition if `admin` can be asked."""
     log_start, high_watermark = -1, -1
     if admin is not None:

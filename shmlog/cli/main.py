@@ -47,8 +47,11 @@ COMMANDS = {
     "status": Lazy("shmlog.cli.status", "status", "Health check: exit 5 without a leader."),
     "produce": Lazy("shmlog.cli.produce", "produce", "Write records, one a line."),
     "consume": Lazy("shmlog.cli.consume", "consume", "Read records, and go on following."),
+    "export": Lazy("shmlog.cli.export", "export", "A topic into a file: JSON Lines or CSV."),
+    "import": Lazy("shmlog.cli.importing", "import_", "A file's records into a topic."),
     "topic": Lazy("shmlog.cli.admin", "topic", "List, create, describe, alter, trim, delete."),
     "cluster": Lazy("shmlog.cli.cluster", "cluster", "Brokers, leaders, epochs, what was changed."),
+    "stats": Lazy("shmlog.cli.stats", "show", "Counters of the brokers, from shared memory."),
     "fsck": Lazy("shmlog.cli.fsck", "fsck", "Check a stopped cluster's files; changes nothing."),
 }
 

@@ -59,7 +59,21 @@ def encode_lines(columns: Columns) -> Iterator[bytes]:
 
 def decode_line(line: bytes) -> tuple[Octets, Octets, int | None, list[tuple[str, Octets]]]:
     """Key, value, timestamp (ns or None) and headers. Raises ValueError, msgspec.DecodeError."""
+    key, value, timestamp, headers, _ = decode_placed(line)
+    return key, value, timestamp, headers
+
+
+def decode_placed(
+    line: bytes,
+) -> tuple[Octets, Octets, int | None, list[tuple[str, Octets]], int]:
+    """The same, and the partition where the record lay."""
     read = _DECODER.decode(line)
     headers = [(name, from_json_value(value)) for name, value in read.headers]
     timestamp = None if read.timestamp_ns is None else int64(read.timestamp_ns)
-    return from_json_value(read.key), from_json_value(read.value), timestamp, headers
+    return (
+        from_json_value(read.key),
+        from_json_value(read.value),
+        timestamp,
+        headers,
+        read.partition,
+    )

@@ -15,6 +15,7 @@ from shmlog.errors import BrokerGone, ClusterNotFound, InvalidConfig, ShmlogErro
 
 DOWN_TIMEOUT_S = 30.0
 NOT_FOUND = 3
+PARTLY = 6
 
 
 def brokers_option(default: int | None = None) -> Callable[[Any], Any]:
@@ -33,7 +34,7 @@ def brokers_option(default: int | None = None) -> Callable[[Any], Any]:
 @brokers_option()
 @click.option("--detach", is_flag=True, help="Return when every broker is ready.")
 @click.pass_obj
-def up(settings: Settings, brokers: int | None, detach: bool) -> None:
+def up(settings: Settings, brokers: int | None, detach: bool) -> int:
     """Start the cluster of a directory: its supervisor and brokers.
 
     Makes DIR and its cluster.toml on first use. Stays in the foreground unless --detach is given;
@@ -58,13 +59,23 @@ def up(settings: Settings, brokers: int | None, detach: bool) -> None:
     supervisor = launch.Background(path)
     try:
         ready = supervisor.wait_ready(settings.timeout_s or launch.START_TIMEOUT_S)
-    except (ShmlogError, KeyboardInterrupt):
-        if not adopted:  # else it is no reason to end those who serve
+    except KeyboardInterrupt:
+        if not adopted:
             supervisor.stop()
         raise
+    except ShmlogError as error:
+        serving = sorted(directory.read_brokers(path))
+        if not serving:
+            supervisor.stop()
+            raise
+        # No reason to end those who serve, nor the one who keeps them so.
+        click.echo(f"error: {error}", err=True)
+        click.echo(f"running: brokers {serving}; stop them with:  shmlog -d {path} down", err=True)
+        return PARTLY
     for broker, entry in sorted(ready.items()):
         settings.say(f"broker {broker}   ready   pid {entry.pid}")
     settings.say(f"stop it with:  shmlog -d {path} down")
+    return 0
 
 
 @click.command()

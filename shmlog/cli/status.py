@@ -31,7 +31,7 @@ COLUMNS = (
 @click.option("--pid", "broker", type=int, metavar="BROKER", help="Print a broker's pid, no more.")
 @click.pass_obj
 def status(settings: Settings, broker: int | None) -> int:
-    """Health check: exit 5 if no broker answers or a partition has no leader.
+    """Health check: exit 5 if no broker answers, nobody controls, or a partition has no leader.
 
     In a pipe: brokers only; --json has all.
     """
@@ -51,7 +51,11 @@ def status(settings: Settings, broker: int | None) -> int:
     if health["under_minimum"]:
         count = plural(health["under_minimum"], "partition")
         click.echo(f"warning: {count} under min_insync_replicas: acks=all is refused", err=True)
-    return UNAVAILABLE if health["leaderless"] else 0
+    if not health["has_controller"]:
+        click.echo(
+            "no controller: a majority of the voters does not answer; nothing is acked", err=True
+        )
+    return UNAVAILABLE if health["leaderless"] or not health["has_controller"] else 0
 
 
 def _ask(settings: Settings) -> dict[str, Any]:
@@ -68,7 +72,8 @@ def _ask(settings: Settings) -> dict[str, Any]:
     brokers = []
     for info in answer.brokers:
         known, entry = supervised.get(info.broker), entries.get(info.broker)
-        alive = control.State.READY if info.alive else control.State.STOPPED
+        lives = info.alive and (path is None or entry is not None)
+        alive = control.State.READY if lives else control.State.STOPPED
         brokers.append(
             {
                 "broker": info.broker,
@@ -89,6 +94,7 @@ def _ask(settings: Settings) -> dict[str, Any]:
         "cluster": answer.cluster,
         "directory": None if path is None else str(path),
         "supervisor": supervisor.pid if supervisor else None,
+        "has_controller": answer.controller >= 0,
         "brokers": brokers,
         "topics": len(topics),
         "partitions": len(partitions),

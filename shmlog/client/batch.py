@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shmlog.client import arrow
 from shmlog.client.ring_tail import Piece
 from shmlog.errors import SerializationError
 from shmlog.records.batch import RecordBatch
+from shmlog.records.columns import VariableColumn
 from shmlog.records.header import check_body_crc
 from shmlog.serde import Numpy, Serde, decode_all
 
@@ -217,6 +219,46 @@ class Batch:
         if self._records is None:
             return np.empty(0, serde.dtype)
         return self._records.array(serde.dtype)[self._first : self._stop]
+
+    @property
+    def serdes(self) -> tuple[Serde | None, Serde | None]:
+        """Of keys and of values."""
+        return self._serdes
+
+    @property
+    def first(self) -> int:
+        """Where the records begin in the stored batch."""
+        return self._first
+
+    def column(self, name: str) -> tuple[VariableColumn | None, int, memoryview]:
+        """The stored batch's column "key" or "value": of any size, or (None, width, the bytes of all); width 0:
+        there is none.
+        """
+        if self._records is None:
+            return None, 0, memoryview(b"")
+        columns = self._records.columns
+        if name == "key":
+            return columns.keys, 0, memoryview(b"")
+        return columns.values, self._records.header.value_width, columns.fixed_values
+
+    def owned(self) -> Batch:
+        """The same records over bytes of their own; itself, unless it is a view (copy=False).
+
+        Raises CorruptMessage: a view that was overwritten.
+        """
+        piece = self._piece
+        if piece is None or piece.tail is None:
+            return self
+        copied = Piece(memoryview(bytes(piece.buffer)), piece.header)
+        return Batch(
+            self.topic, copied, self._offset, self.end_offset, self._serdes, check_crc=True
+        )
+
+    def __arrow_c_schema__(self) -> Any:
+        return arrow.schema(*self._serdes, headers=False).__arrow_c_schema__()
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
+        return arrow.record_batch(self).__arrow_c_array__(requested_schema)
 
     def headers(self, index: int) -> RecordHeaders:
         """The headers of one record."""

@@ -12,6 +12,7 @@ from shmlog.client.bootstrap import Where
 from shmlog.client.consumer import Consumer
 from shmlog.client.delivery import RecordMeta
 from shmlog.client.producer import Producer
+from shmlog.client.table import Table, read
 
 
 class Client:
@@ -42,6 +43,10 @@ class Client:
     def consumer(self, *topics: str, **options: Any) -> Consumer:
         """A new consumer; the caller closes it."""
         return Consumer(*topics, where=self._where, **options)
+
+    def read(self, topic: str, **options: Any) -> Table:
+        """A finite part of a topic for Arrow, pandas, polars, duckdb, numpy; options as of shmlog.read."""
+        return read(topic, where=self._where, **options)
 
     @property
     def admin(self) -> Admin:

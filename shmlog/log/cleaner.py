@@ -211,7 +211,8 @@ class _Output:
         self._file: File = storage.open(self._path, create=True)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
-        self._size = self._last_append_time_ns = 0
+        self._size = 0
+        self._append_times_ns = (0, 0)  # of the first and the last batch
         self.end_offset = base_offset
 
     def write(self, header: BatchHeader, data: Buffer) -> None:
@@ -222,7 +223,9 @@ class _Output:
         # A view would keep the whole piece that was read.
         self._pending.append(bytes(data))
         self._pending_bytes += header.batch_size
-        self.end_offset, self._last_append_time_ns = header.end_offset, header.append_time_ns
+        first_ns = self._append_times_ns[0] if self._append_times_ns[1] else header.append_time_ns
+        self._append_times_ns = (first_ns, header.append_time_ns)
+        self.end_offset = header.end_offset
         if self._pending_bytes >= WRITE_BYTES:
             self._flush()
 
@@ -238,7 +241,7 @@ class _Output:
         self._file.sync()
         index = self._storage.open(self._index_path, create=True)
         try:
-            data = self._index.encode(self._size, self.end_offset, self._last_append_time_ns)
+            data = self._index.encode(self._size, self.end_offset, *self._append_times_ns)
             index.pwrite([data], 0)
         finally:
             index.close()

@@ -19,8 +19,9 @@ import numpy as np
 from shmlog.records.compression import crc32c
 
 _HEAD = struct.Struct("<IIII")
-_EXTENT = struct.Struct("<qqqq")  # bytes of log, its end offset, newest timestamp, last append time
-_MAGIC = 0x31494C53  # b"SLI1"
+# Bytes of log, its end offset, newest timestamp, first and last append time.
+_EXTENT = struct.Struct("<qqqqq")
+_MAGIC = 0x32494C53  # b"SLI2"
 _ENTRY = np.dtype([("offset", "<i8"), ("position", "<i8"), ("max_timestamp_ns", "<i8")])
 
 
@@ -100,9 +101,12 @@ class SparseIndex:
         """(offset, position, newest timestamp before it) of each entry."""
         yield from self._entries[: self._count].tolist()
 
-    def encode(self, size: int, end_offset: int, last_append_time_ns: int) -> bytes:
+    def encode(
+        self, size: int, end_offset: int, first_append_time_ns: int, last_append_time_ns: int
+    ) -> bytes:
         """The file's bytes, for a segment of `size` bytes of batches that ends at `end_offset`."""
-        body = _EXTENT.pack(size, end_offset, self.max_timestamp_ns, last_append_time_ns)
+        times = (self.max_timestamp_ns, first_append_time_ns, last_append_time_ns)
+        body = _EXTENT.pack(size, end_offset, *times)
         body += self._entries[: self._count].tobytes()
         return _HEAD.pack(_MAGIC, self._count, self._interval_bytes, crc32c(body)) + body
 
@@ -116,14 +120,14 @@ class SparseIndex:
         whole = len(body) == _EXTENT.size + count * _ENTRY.itemsize
         if magic != _MAGIC or not whole or crc32c(body) != crc:
             return None
-        size, end_offset, max_timestamp_ns, last_append_time_ns = _EXTENT.unpack_from(body)
+        size, end_offset, max_timestamp_ns, first_ns, last_ns = _EXTENT.unpack_from(body)
         index = cls(interval_bytes)
         index._entries = np.frombuffer(body, _ENTRY, count, _EXTENT.size).copy()
         index._newest = np.append(index._entries["max_timestamp_ns"], max_timestamp_ns)[1:]
         index._count = count
         index._last_position = int(index._entries["position"][-1]) if count else -interval_bytes
         index.max_timestamp_ns = max_timestamp_ns
-        return IndexFile(index, size, end_offset, last_append_time_ns)
+        return IndexFile(index, size, end_offset, first_ns, last_ns)
 
 
 class Stretch(NamedTuple):
@@ -140,4 +144,5 @@ class IndexFile(NamedTuple):
     sparse: SparseIndex
     size: int  # bytes of batches
     end_offset: int
+    first_append_time_ns: int
     last_append_time_ns: int

@@ -53,6 +53,24 @@ class SyncJob:
 
 
 @dataclass(slots=True)
+class GiveBackJob:
+    """Let go of what a closed segment has preallocated and will never fill."""
+
+    segment: Segment
+    file: File
+    generation: int  # of the log: how often it has been cut
+    done: bool = False
+
+    def run(self) -> None:
+        """Cut the file behind the last batch; a closed segment does not grow."""
+        try:
+            self.file.truncate(self.segment.size)
+        finally:
+            self.file.close()
+        self.done = True
+
+
+@dataclass(slots=True)
 class AllocationJob:
     """Reserve the next step of a segment."""
 

@@ -21,12 +21,21 @@ from functools import partial
 
 import msgspec
 
+from shmlog.clock import NS_PER_MS
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
 from shmlog.log import cutting, opened, paths
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
 from shmlog.log.cleaning import Compaction, Plan
 from shmlog.log.cleaning_task import CleaningTask
-from shmlog.log.jobs import AllocationJob, CallJob, CheckpointJob, Job, SpareJob, SyncJob
+from shmlog.log.jobs import (
+    AllocationJob,
+    CallJob,
+    CheckpointJob,
+    GiveBackJob,
+    Job,
+    SpareJob,
+    SyncJob,
+)
 from shmlog.log.opening import Circumstances, Opening, headers_from
 from shmlog.log.producers import ProducerStates, Snapshot
 from shmlog.log.reading import SEALED_OPEN_MAX, LogReader
@@ -34,7 +43,7 @@ from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, Place, Segment
 from shmlog.log.small_files import SmallFiles
 from shmlog.log.storage import Buffer, Storage
-from shmlog.log.swapping import SegmentSwaps, first_append_time_ns
+from shmlog.log.swapping import SegmentSwaps
 from shmlog.records.header import BatchHeader
 from shmlog.settings import MIB, TopicConfig
 
@@ -79,6 +88,9 @@ class Log:
         self._high_watermark = 0  # as last told
         self._checkpointed: Checkpoint | None = None
         self._allocation = ALLOCATION_MIN
+        self.has_rolled = (
+            False  # a segment was closed; for the owner to take note of, and to set back
+        )
         self._spare_bytes = 0  # of the file that waits to be the next segment's; 0 if there is none
         # A cut and the end of a sync may meet: what a sync vouches for is changed under this lock only.
         self._vouching = threading.Lock()
@@ -183,6 +195,21 @@ class Log:
         return sum(segment.is_open for segment in self._segments)
 
     @property
+    def segments(self) -> Sequence[Segment]:
+        """Those that are not wholly below the log start, and the active one, which is the last."""
+        first = 0
+        while first + 1 < len(self._segments) and (
+            self._segments[first].end_offset <= self.log_start_offset
+        ):
+            first += 1
+        return self._segments[first:]
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the files of `segments`, preallocation included, and of the file that waits to be the next one."""
+        return self._spare_bytes + sum(segment.allocated for segment in self.segments)
+
+    @property
     def segment_count(self) -> int:
         """How many segments there are."""
         return len(self._segments)
@@ -227,15 +254,41 @@ class Log:
             self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
 
     def _append_all(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
-        start, size, end_offset = 0, self._segments[-1].size, self.log_end_offset
+        active = self._segments[-1]
+        start, size, end_offset = 0, active.size, self.log_end_offset
+        first_ns, last_ns = active.first_append_time_ns, active.last_append_time_ns
+        age_ns, size_max = self.config.roll_after_ms * NS_PER_MS, self.config.segment_bytes
         for place, (header, _) in enumerate(batches):
-            if size and size + header.batch_size > self.config.segment_bytes:
+            # Also where append time falls, for within a segment it does not: a leader's clock was set right.
+            in_time = last_ns <= header.append_time_ns < first_ns + age_ns
+            if size and (size + header.batch_size > size_max or not in_time):
                 self._write(batches[start:place])
-                self._segments.append(self._make_segment(end_offset))
+                self._begin_segment(end_offset)
                 start, size = place, 0
+            if not size:
+                first_ns = header.append_time_ns
+            last_ns = header.append_time_ns
             size += header.batch_size
             end_offset = header.end_offset
         self._write(batches[start:])
+
+    def roll(self) -> None:
+        """Close the active segment, which is not empty, and begin the next one.
+
+        Raises: DiskFull: nothing has changed. OSError: the broker must end.
+        """
+        assert self._segments[-1].size, f"{self.directory}: an empty segment is not closed"
+        try:
+            self._begin_segment(self.log_end_offset)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            raise DiskFull(f"no space for {self.directory}: {error.strerror}") from None
+
+    def _begin_segment(self, base_offset: int) -> None:
+        self._segments.append(self._make_segment(base_offset))
+        self._reader.close_cold(self._segments[-1])  # a log that nobody reads closes none otherwise
+        self.has_rolled = True
 
     def _write(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         if batches:
@@ -243,19 +296,12 @@ class Log:
             segment.append(batches)
             self._dirty[segment] = None
 
-    def roll(self) -> None:
-        """Seal the active segment, unless it is empty. Raises OSError; nothing has changed then."""
-        if self._segments[-1].size:
-            self._segments.append(self._make_segment(self.log_end_offset))
-
     def _make_segment(self, base_offset: int) -> Segment:
         segment = Segment(
             self._storage, self.directory, base_offset, self.config.index_interval_bytes
         )
         if self._segments:
-            segment.last_append_time_ns = (
-                self.last_append_time_ns
-            )  # never falls from one to the next
+            segment.last_append_time_ns = self.last_append_time_ns  # until it has one of its own
         if self._spare_bytes:
             segment.take_file(self._spare_path, self._spare_bytes)
             self._spare_bytes = 0
@@ -379,11 +425,15 @@ class Log:
             self.finish_sync(job)
         self.synced_end_offset = self.log_end_offset
 
-    def allocation_job(self) -> AllocationJob | SpareJob | None:
+    def allocation_job(self) -> AllocationJob | SpareJob | GiveBackJob | None:
         """Preallocate the next step of the active segment, or the next segment; None while there is enough.
 
-        So it is the roll that finds no space, in a worker and ahead of time, and not an append.
+        So it is the roll that finds no space, in a worker and ahead of time, and not an append. Before that: give back
+        what the segment before has too much, when its age has closed it and not its size.
         """
+        for closed in self._segments[-2:-1]:
+            if closed.allocated - closed.size > self.config.max_message_bytes:
+                return GiveBackJob(closed, closed.file().dup(), self._generation)
         segment = self._segments[-1]
         if segment.size + self._allocation // 2 < segment.allocated:
             return None
@@ -398,15 +448,17 @@ class Log:
         size = min(ALLOCATION_MIN, self.config.segment_bytes)
         return SpareJob(self._storage, self._spare_path, size)
 
-    def finish_allocation(self, job: AllocationJob | SpareJob) -> None:
+    def finish_allocation(self, job: AllocationJob | SpareJob | GiveBackJob) -> None:
         """The job has run."""
         if not job.done:
             return
         if isinstance(job, SpareJob):
             self._spare_bytes = job.size
-        elif (
-            job.generation == self._generation
-        ):  # else the cut has taken its bytes, if not its segment
+        elif job.generation != self._generation:
+            pass  # the cut has taken its bytes, if not its segment
+        elif isinstance(job, GiveBackJob):
+            job.segment.allocated = job.segment.size
+        else:
             job.segment.allocated = max(job.segment.allocated, job.position + job.size)
 
     @property
@@ -422,7 +474,7 @@ class Log:
 
     @property
     def level(self) -> Level:
-        """By which durability this replica has counted what it reported (SEMANTICS 6.7)."""
+        """By which durability this replica has counted what it reported (docs/rules.md, lossy)."""
         return self._level
 
     def set_level(self, level: Level, *, reported_end: int | None = None) -> CheckpointJob:
@@ -534,7 +586,7 @@ class Log:
     def first_active_time_ns(self) -> int:
         """Append time of the first batch of the active segment; -1 if it has none."""
         active = self._segments[-1]
-        return first_append_time_ns(active) if active.size else -1
+        return active.first_append_time_ns if active.size else -1
 
     def cleaning_task(self, plan: Plan) -> CleaningTask:
         """A pass for the cleaner."""

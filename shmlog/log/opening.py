@@ -6,7 +6,7 @@ What is done about damage that is no torn tail (*rot*, see recovery.py) depends 
 one replica opening refuses, names the range and changes nothing. With more (`replicated`) the damaged segment
 and all behind it are set aside under another name, the log ends before the damage, and the replica is *lossy*.
 
-Lossy is decided here (SEMANTICS 6.7) and is written into the checkpoint before anything is changed that it was
+Lossy is decided here (docs/rules.md) and is written into the checkpoint before anything is changed that it was
 decided by: a second start finds no damage any more, and the boot id of the one before. It stays there until the
 cluster has taken note (`Log.forget_lossy`).
 """

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 
-from shmlog.log.storage import Buffer, File
+from shmlog.log.storage import Buffer, DiskSpace, File
 
 _IOV_MAX = 1024  # sysconf(_SC_IOV_MAX) on Linux
 
@@ -120,3 +120,8 @@ class OsStorage:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def disk_space(self, path: str) -> DiskSpace:
+        """See Storage. What is kept for root is not free."""
+        found = os.statvfs(path)
+        return DiskSpace(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)

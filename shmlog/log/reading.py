@@ -47,7 +47,7 @@ class LogReader:
         try:
             return self._read_segment(segment, offset, max_bytes, end_offset, window_bytes)
         finally:
-            self._close_cold(segment)
+            self.close_cold(segment)
 
     def _read_segment(
         self, segment: Segment, offset: int, max_bytes: int, end_offset: int, window_bytes: int
@@ -129,7 +129,7 @@ class LogReader:
     def _segment_for(self, offset: int) -> Segment:
         return self._segments[bisect_right(self._segments, offset, key=_base_offset) - 1]
 
-    def _close_cold(self, used: Segment) -> None:
+    def close_cold(self, used: Segment) -> None:
         """Keep few descriptors of sealed segments open; never close one that waits for a sync."""
         opened = [s for s in self._segments[:-1] if s.is_open and s not in self._waiting]
         for segment in opened[: max(0, len(opened) - SEALED_OPEN_MAX)]:
@@ -203,7 +203,7 @@ class LogReader:
             _, end_offset = self._behind(segment, place, first)
             raise self._damaged(segment, place, first, end_offset, reason) from None
         finally:
-            self._close_cold(segment)
+            self.close_cold(segment)
 
 
 def _base_offset(segment: Segment) -> int:

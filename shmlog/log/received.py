@@ -1,4 +1,4 @@
-"""Bytes that a leader sent for this log: checked whole before any of them is appended (SEMANTICS 6.1)."""
+"""Bytes that a leader sent for this log: checked whole before any of them is appended."""
 
 from __future__ import annotations
 

@@ -40,8 +40,11 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """Invariant: batches are contiguous in bytes [0, size) and, but for declared gaps, in offsets
-    [base_offset, end_offset). The last one always ends at `end_offset`, so segments have no gaps between them.
+    """Invariants: batches are contiguous in bytes [0, size) and, but for declared gaps, in offsets
+    [base_offset, end_offset). The last one always ends at `end_offset`, so segments have no gaps between them. Append
+    times never fall from one batch to the next (the log sees to it).
+
+    Of an empty segment the first append time means nothing; the last one is that of the segment before.
     """
 
     def __init__(
@@ -55,8 +58,8 @@ class Segment:
         self.end_offset = base_offset
         self.size = 0
         self.allocated = 0
+        self.first_append_time_ns = 0
         self.last_append_time_ns = 0
-        self.first_append_time_ns = -1  # -1: not known yet
         self.swapping = False  # its file has not got its name yet: the descriptor must stay
         self.index = SparseIndex(interval_bytes)
         self.index_saved = False
@@ -100,6 +103,8 @@ class Segment:
         self.size = position + header.batch_size
         self.allocated = max(self.allocated, self.size)
         self.end_offset = header.end_offset
+        if position == 0:
+            self.first_append_time_ns = header.append_time_ns
         self.last_append_time_ns = header.append_time_ns
         self.index_saved = False
 
@@ -171,7 +176,9 @@ class Segment:
 
     def save_index(self) -> None:
         """Write the index file (a hint: not synced)."""
-        data = self.index.encode(self.size, self.end_offset, self.last_append_time_ns)
+        data = self.index.encode(
+            self.size, self.end_offset, self.first_append_time_ns, self.last_append_time_ns
+        )
         file = self._storage.open(self.index_path, create=True)
         try:
             file.truncate(0)
@@ -203,7 +210,9 @@ class Segment:
 
     def take_index(self, found: IndexFile) -> None:
         """The index of this segment's file, as it was saved: what it says of the file holds."""
-        self.index, self.size, self.end_offset, self.last_append_time_ns = found
+        self.index, self.size, self.end_offset = found.sparse, found.size, found.end_offset
+        self.first_append_time_ns = found.first_append_time_ns
+        self.last_append_time_ns = found.last_append_time_ns
         self.allocated = self.size
         self.index_saved = True
 

@@ -9,10 +9,17 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 Buffer = bytes | bytearray | memoryview
 SECTOR = 512
+
+
+class DiskSpace(NamedTuple):
+    """Of the file system that holds a path, in bytes: what this process may still write, and all of it."""
+
+    free: int
+    total: int
 
 
 class File(Protocol):
@@ -86,6 +93,10 @@ class Storage(Protocol):
         """Make the names in a directory durable."""
         ...
 
+    def disk_space(self, path: str) -> DiskSpace:
+        """How full the disk of an existing path is. Reads no disk."""
+        ...
+
 
 class _Content:
     """A file's bytes now, and as of the last sync."""
@@ -117,6 +128,7 @@ class MemoryStorage:
         self.on_operation: Callable[[str, str], None] | None = None
         self.in_flight: tuple[str, int, bytes] | None = None  # the write that is under way
         self.operations: list[tuple[str, str, int]] = []
+        self.disk_bytes = 1 << 50  # what `disk_space` goes by; nothing is refused because of it
         self._faults: dict[tuple[str, int], int] = {}
         self._counts: dict[str, int] = {}
 
@@ -143,6 +155,11 @@ class MemoryStorage:
             self.files[path] = _Content()
             self._name_changes.append(("", path, self.files[path]))
         return _MemoryFile(self, path, self.files[path])
+
+    def disk_space(self, path: str) -> DiskSpace:
+        """See Storage."""
+        used = sum(len(content.data) for content in self.files.values())
+        return DiskSpace(max(0, self.disk_bytes - used), self.disk_bytes)
 
     def exists(self, path: str) -> bool:
         """See Storage."""

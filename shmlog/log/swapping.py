@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from shmlog.log import paths
 from shmlog.log.cleaning import SegmentFacts
 from shmlog.log.index import SparseIndex
-from shmlog.log.segment import NOT_A_BATCH, READ_BYTES_MIN, Segment
+from shmlog.log.segment import Segment
 from shmlog.log.storage import Storage
 
 
@@ -99,18 +99,14 @@ class SegmentSwaps:
         self._segments = segments
         self._waiting = waiting
 
-    def facts(self, *, first_times: bool = True) -> list[SegmentFacts]:
-        """The sealed segments, for a plan.
-
-        With `first_times` the first header of those not looked at before is read; without, the last batch's time
-        stands for the first one's.
-        """
+    def facts(self) -> list[SegmentFacts]:
+        """The sealed segments, for a plan."""
         return [
             SegmentFacts(
                 segment.base_offset,
                 segment.end_offset,
                 segment.size,
-                first_append_time_ns(segment) if first_times else segment.last_append_time_ns,
+                segment.first_append_time_ns,
                 segment.last_append_time_ns,
             )
             for segment in self._segments[:-1]
@@ -139,17 +135,3 @@ class SegmentSwaps:
             if job.segment in self._segments:
                 place = self._segments.index(job.segment)
                 self._segments[place : place + 1] = job.replaced
-
-
-def first_append_time_ns(segment: Segment) -> int:
-    """Append time of the segment's first batch; that of its last one if the first cannot be read."""
-    if segment.first_append_time_ns < 0:
-        was_open = segment.is_open
-        try:
-            found = next(segment.walk(0, read_bytes=READ_BYTES_MIN), None)
-            segment.first_append_time_ns = found.header.append_time_ns if found else 0
-        except NOT_A_BATCH:
-            segment.first_append_time_ns = segment.last_append_time_ns
-        if not was_open and segment.index_saved:
-            segment.close()
-    return segment.first_append_time_ns

@@ -25,6 +25,8 @@ Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Name = Annotated[str, Meta(max_length=1024)]
 TopicIdHex = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?$")]
+Int64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+SettingValue = bool | Int64 | float | str  # as a client writes one
 HeaderList = list[tuple[str, Octets | None]]
 
 
@@ -340,7 +342,7 @@ class CreateTopic(Request, kw_only=True, omit_defaults=True):
     topic: Name
     partition_count: Int32 = 1
     replication_factor: Int32 = -1
-    configs: dict[Name, Any] = {}
+    configs: dict[Name, SettingValue] = {}
     validate_only: bool = False
 
 
@@ -359,7 +361,7 @@ class AlterTopic(Request, kw_only=True, omit_defaults=True):
     """Change a topic's own settings: all or none."""
 
     topic: Name
-    set: dict[Name, Any] = {}
+    set: dict[Name, SettingValue] = {}
     delete: list[Name] = []
 
 
@@ -403,6 +405,10 @@ class PartitionDescription(Struct, kw_only=True, omit_defaults=True):
 
     `lost`, absent if there was no election of a replica that was not in sync (recovery or unclean): that
     one may have given up what was acked from `lost[0]` on, of which up to `lost[1]` (exclusive) is known.
+
+    What follows is of the answering broker's replica, absent if it has none: `size` in bytes of batches, and the number
+    of its segments. `oldest_append_time` of the oldest record (ns, to the segment), absent if there is none;
+    `oldest_goes_at`, when `retention` deletes it (ns; later if more is appended to its segment), absent if it does not.
     """
 
     partition: int
@@ -414,6 +420,10 @@ class PartitionDescription(Struct, kw_only=True, omit_defaults=True):
     high_watermark: int
     end_offset: int
     lost: list[int] | None = None
+    size: int | None = None
+    segments: int | None = None
+    oldest_append_time: Big | None = None
+    oldest_goes_at: Big | None = None
 
 
 class DescribeTopicAnswer(Struct, kw_only=True):

@@ -14,11 +14,13 @@ Offsets in Raft's messages are offsets of the metadata log, terms are the leader
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 MESSAGE_BYTES_MAX = 16 << 20
+
+Term = Annotated[int, Meta(ge=0, lt=1 << 31)]  # a batch has 32 bits for it
 
 
 def first_seq(incarnation: int) -> int:
@@ -43,8 +45,8 @@ class VoteRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="vote"):
     A pre-vote for term 0 only asks for the voter's term. `sent_ns`: echoed.
     """
 
-    term: int
-    last_term: int
+    term: Term
+    last_term: Term
     end_offset: int
     pre: bool = False
     death_proven: bool = False
@@ -54,7 +56,7 @@ class VoteRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="vote"):
 class VoteAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="vote_answer"):
     """`term`: the voter's, or for a granted pre-vote the one asked for. `sent_ns`: of the request."""
 
-    term: int
+    term: Term
     granted: bool
     pre: bool = False
     sent_ns: int = 0
@@ -68,9 +70,9 @@ class AppendRequest(PeerMessage, kw_only=True, omit_defaults=True, tag="append")
     `answered_ns`: the newest request that this receiver's incarnation has answered, as far as the leader knows.
     """
 
-    term: int
+    term: Term
     prev_offset: int
-    prev_term: int
+    prev_term: Term
     commit: int
     sent_ns: int
     lease_until_ns: int = 0
@@ -84,11 +86,11 @@ class AppendAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="append_an
     `image_offset`: the image that this broker has published (a beat of its loop). `sent_ns`: of the request.
     """
 
-    term: int
+    term: Term
     accepted: bool
     sent_ns: int
     stored_end: int = 0
-    diverging_term: int = 0
+    diverging_term: Term = 0
     diverging_end: int = 0
     image_offset: int = 0
 
@@ -268,9 +270,10 @@ class ProposeAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="propose_
 class FetchPosition(Struct, array_like=True):
     """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch.
 
-    `can_append` false: there is no space here (J6), so nothing is to be sent. `tombstones_known`: what the leader's
-    answer to the epoch question had as `tombstones_dropped`; if it has grown above the position since, that is
-    answered 1, and the follower asks and begins anew.
+    `can_append` false: there is no space here (J6), so nothing is to be sent. `log_start`: of the follower; a leader
+    whose own is higher answers at once. -1: not said. `tombstones_known`: what the leader's answer to the epoch
+    question had as `tombstones_dropped`; if it has grown above the position since, that is answered 1, and the
+    follower asks and begins anew.
     """
 
     topic_id: bytes
@@ -281,6 +284,7 @@ class FetchPosition(Struct, array_like=True):
     durability: str
     last_epoch: int
     can_append: bool = True
+    log_start: int = -1
     tombstones_known: int = 0
 
 
@@ -300,7 +304,8 @@ class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
 class FetchedPartition(Struct, array_like=True):
     """error 0: `size` bytes of whole batches stand in the next frame (none if 0).
 
-    `compacted_below`: records that are gone from the leader's log may have been replaced by any below it.
+    A follower raises its log start to the leader's, `log_start`. `compacted_below`: records that are gone from the
+    leader's log may have been replaced by any below it.
     """
 
     topic_id: bytes

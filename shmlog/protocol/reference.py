@@ -18,6 +18,7 @@ from shmlog.settings import CLUSTER_SETTINGS, TOPIC_SETTINGS, Setting
 
 _NAMES = {
     int: "int",
+    float: "number",
     str: "text",
     bool: "bool",
     bytes: "bytes",

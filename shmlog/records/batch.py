@@ -147,6 +147,11 @@ class RecordBatch:
         """Does any record have headers?"""
         return bool(self.header.flags & _HEADERS)
 
+    @property
+    def columns(self) -> Columns:
+        """All columns, decompressed and checked."""
+        return self._open()
+
     def values(self, start: int = 0, stop: int | None = None) -> list[bytes | None]:
         """The values of records start .. stop, None for null; indices as in slices of a list."""
         start, stop = self._bounds(start, stop)

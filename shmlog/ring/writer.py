@@ -14,6 +14,8 @@ integers too, so that reading them costs nothing.
 
 from __future__ import annotations
 
+import numpy as np
+
 from shmlog.ring import layout as L
 from shmlog.ring.memory import SharedMemory
 
@@ -134,6 +136,21 @@ class RingWriter:
     def seal(self) -> None:
         """Nothing will be published here any more: readers look for the partition anew."""
         self._words[L.SEALED] = 1
+
+    def boundary_before(self, offset: int) -> int | None:
+        """A valid batch boundary from which to walk to the first batch with a base offset >= `offset`; maybe its own.
+
+        None: all that is valid lies behind `offset` already. Where the index cannot tell (the entry before was
+        overwritten, some batches behind it were not) it is the next entry: less than capacity / entries too far.
+        """
+        known = min(self._index_count, L.ENTRIES)
+        places = np.arange(self._index_count - known, self._index_count) % L.ENTRIES
+        positions = self._index_positions[places]
+        entry = int(np.searchsorted(self._index_offsets[places], offset, side="right")) - 1
+        if entry >= 0 and positions[entry] >= self.oldest_valid:
+            return int(positions[entry])
+        following = int(positions[entry + 1]) if entry + 1 < known else self.tail
+        return following if following > self.oldest_valid else None
 
     def drop_below(self, position: int) -> None:
         """What lies below `position`, a batch boundary, must not be read any more."""

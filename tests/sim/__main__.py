@@ -35,7 +35,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _hunt(arguments: argparse.Namespace) -> int:
     """Every planted bug until a seed has caught it."""
-    from .planted import PLANTED
+    from .planted import DIRECTED, PLANTED
 
     missed = []
     seeds = range(arguments.start, arguments.start + arguments.seeds)
@@ -53,7 +53,11 @@ def _hunt(arguments: argparse.Namespace) -> int:
         spent = time.monotonic() - began
         if caught is None:
             missed.append(name)
-            print(f"{bug.id:8}{name}: NOT caught by {tried} seeds, {spent:.0f} s", flush=True)
+            elsewhere = f"; caught by {DIRECTED[name]}" if name in DIRECTED else ""
+            print(
+                f"{bug.id:8}{name}: NOT caught by {tried} seeds, {spent:.0f} s{elsewhere}",
+                flush=True,
+            )
         else:
             what = str(caught.violation)[:90]
             print(

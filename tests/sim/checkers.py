@@ -1,4 +1,4 @@
-"""The invariants of RELIABILITY 11, looked at after every event, at what the event has changed.
+"""The invariants of docs/rules.md, looked at after every event, at what the event has changed.
 
 One list says what is true: for each partition the batches that some leader's high watermark has passed
 (`Truth`), for the metadata log those below a commit offset. It only grows; the one exception is the start of
@@ -28,6 +28,7 @@ from node.partition import Partition
 from shmlog.clock import NS_PER_MS
 from shmlog.records import batch as batches
 
+from .ports import WALL_NS
 from .truth import Batch, Replica, Seen, Truth
 from .world import Process, Violation, World
 
@@ -305,9 +306,12 @@ class Checker:
             replica.leads = False
         if log._generation != replica.generation:
             replica.generation = log._generation
-            replica.checked = log.log_start_offset
+            replica.checked = replica.start = log.log_start_offset
             replica.end = end
             self._check_self(key, truth, process.broker, replica)
+        if log.log_start_offset > replica.start:
+            self._judge_start(process, partition, key, truth, replica.start)
+            replica.start = log.log_start_offset
         if end < replica.end:
             replica.checked = min(replica.checked, end)
             replica.end = end
@@ -338,6 +342,46 @@ class Checker:
         if min(end, truth.end) - replica.checked > LAZY_RECORDS:
             self._compare(process, partition, key, replica)
 
+    def _judge_start(
+        self, process: Process, partition: Partition, key: Key, truth: Truth, before: int
+    ) -> None:
+        """I22: a log start has risen. By delete-records, by a leader's rule, or because a leader's had."""
+        log, config = partition.log, partition.config
+        start, state = log.log_start_offset, self.image.partition(*key)
+        if state is None or start <= max(state.log_start, truth.given_up):
+            return
+        what = f"I22 {process} {partition.name}: log start {before} -> {start}"
+        if partition.leader is None:
+            raise Violation(f"{what}, no leader's was above {truth.given_up}")
+        if start > partition.high_watermark:
+            raise Violation(f"{what}, committed is {partition.high_watermark}")
+        self.world.count("retention")
+        truth.given_up = start
+        left = log.bytes_from(start, 1 << 60)
+        if 0 <= config.retention_bytes <= left:
+            return
+        # By the clock as it was when the process began: it has seen, or not felt, whatever was done to it since.
+        now_ns = WALL_NS + self.world.now_ns + process.began_wall_jump_ns
+        for base, append_ns in truth.append_times_from(before).items():
+            age_ms = (now_ns - append_ns) // NS_PER_MS
+            if base < start and not 0 <= config.retention <= age_ms:
+                raise Violation(
+                    f"{what}: {base} is {age_ms} ms old, retention {config.retention}; {left} bytes are left, "
+                    f"retention_bytes {config.retention_bytes}"
+                )
+
+    def lagging_start(self) -> str:
+        """Whose log start is below its leader's; to be asked when all is whole."""
+        for topic in self.image.topics.values():
+            for state in topic.partitions:
+                key = (state.topic_id, state.partition)
+                leader = self.replicas.get((state.leader, key))
+                for broker in state.replicas:
+                    replica = self.replicas.get((broker, key))
+                    if leader is not None and replica is not None and replica.start < leader.start:
+                        return f"{topic.name}-{key[1]} begins at {replica.start} on {broker}, {leader.start}"
+        return ""
+
     def _opened(
         self, process: Process, partition: Partition, key: Key, truth: Truth, replica: Replica
     ) -> None:
@@ -347,7 +391,7 @@ class Checker:
         replica.leads = False
         replica.epoch = -1
         replica.end = log.log_end_offset
-        replica.checked = log.log_start_offset
+        replica.checked = replica.start = log.log_start_offset
         replica.generation = log._generation
         replica.high_watermark = 0
         replica.lossy = log.recovery.lossy

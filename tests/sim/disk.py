@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from shmlog.log.storage import SECTOR, Buffer, File, MemoryStorage
+from shmlog.log.storage import SECTOR, Buffer, DiskSpace, File, MemoryStorage
 
 
 class Killed(BaseException):
@@ -101,6 +101,7 @@ class Disk(MemoryStorage):
         self.durable_names: dict[str, Any] = {}
         self._rng = rng
         self.before: Callable[[str, str], None] = lambda kind, path: None
+        self.is_low = False  # nearly full: nothing fails yet
         self.make_dir("data")
 
     def record(self, kind: str, path: str, size: int = 0) -> None:
@@ -114,6 +115,9 @@ class Disk(MemoryStorage):
             self.files[path] = Content()
             self._name_changes.append(("", path, self.files[path]))
         return _OpenFile(self, path, self.files[path])
+
+    def disk_space(self, path: str) -> DiskSpace:
+        return DiskSpace(0 if self.is_low else self.disk_bytes, self.disk_bytes)
 
     def part(self, size: int) -> int:
         """How much of a write that does not succeed is done."""

@@ -1,4 +1,4 @@
-"""What clients saw, judged once all is over (RELIABILITY 12, after Jepsen's Kafka workload).
+"""What clients saw, judged once all is over (after Jepsen's Kafka workload).
 
 A `Send` holds values of one key (topic id, partition); every value is sent by one `Send` only. `ok`: answered with the
 offset of its first value; `fail`: certainly not written; `info`: unknown. A `Poll` is what one reader got, in order.
@@ -100,7 +100,7 @@ def _aborted(history: History, places: dict[tuple[Any, bytes], set[int]]) -> Ite
         if send.type == "fail":
             for value in send.values:
                 if (send.key, value) in read:
-                    yield f"G1a {send.key} {value!r} was refused, and read"
+                    yield f"aborted-read {send.key} {value!r} was refused, and read"
 
 
 def _lost(

@@ -67,13 +67,14 @@ class Options:
     lag_ms: int
     recovery_wait_ms: int
     ring_bytes: int
+    retention: bool
 
     def __str__(self) -> str:
         return "\n".join(f"    {f.name}: {getattr(self, f.name)}" for f in fields(self))
 
 
-def options_of(seed: int) -> Options:
-    """The options of a seed."""
+def options_of(seed: int, *, retention: bool = True) -> Options:
+    """The options of a seed; without `retention` as they were before there was any."""
     rng = random.Random(f"options {seed}")
     brokers = rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5))
     voters = {1: 1, 2: 1, 3: 3, 4: 3, 5: rng.choice((3, 5))}[brokers]
@@ -81,10 +82,16 @@ def options_of(seed: int) -> Options:
     if rng.random() < 0.5 and "kill" not in faults:
         faults = ("kill", *faults)
     if rng.random() < 0.04:
-        faults = ()  # bugs live in healthy clusters too (X06)
+        faults = ()  # bugs live in healthy clusters too
     kinds = ("min_insync", "durability", "elect", "trim", "partitions", "delete")
     changes = tuple(kind for kind in kinds if rng.random() < 0.35)
     bad_network = rng.random() < 0.4
+    # Drawn apart, so that what came later does not change what a seed was before.
+    later = random.Random(f"retention {seed}")
+    retention = retention and later.random() < 0.4
+    if retention:
+        changes = (*changes, "retention") if changes and later.random() < 0.6 else changes
+        faults = (*faults, "disk low") if faults and later.random() < 0.3 else faults
     return Options(
         brokers=brokers,
         voters=voters,
@@ -105,6 +112,7 @@ def options_of(seed: int) -> Options:
         lag_ms=rng.choice((1000, 3000, 10_000)),
         recovery_wait_ms=rng.choice((3000, 60_000, 60_000)),
         ring_bytes=rng.choice((0, 256 << 10)),
+        retention=retention,
     )
 
 
@@ -153,6 +161,7 @@ class Life:
         self.load = load = Workload(world, self.checker, random.Random(f"load {seed}"))
         load.topic_count, load.durabilities, load.acks = o.topics, o.durabilities, o.acks
         load.changes = o.changes
+        load.retention = random.Random(f"rules {seed}") if o.retention else None
         self.trouble = True
 
     # -- phases ---------------------------------------------------------------------------------------
@@ -209,7 +218,7 @@ class Life:
                     leader = world.processes[state.leader].node
                     hosted = leader.context.partitions.get((topic.name, state.partition))  # type: ignore[union-attr]
                     return f"{topic.name} is not whole: {state} {hosted and hosted.leader}"
-        return ""
+        return checker.lagging_start()
 
     def _why_not_over(self) -> str:
         """Whole and read to the end at one moment: batches without a number may be on their way until answered."""
@@ -224,6 +233,8 @@ class Life:
         network.drop = network.double = network.shuffle = network.slow = 0.0
         world.slow_disks.clear()
         world.disk_trouble.clear()
+        for disk in world.disks.values():
+            disk.is_low = False
         world.supervisor.come_back()
         for process in world.living():
             process.countdown = None
@@ -357,8 +368,17 @@ class Life:
         trouble[broker] = (error, probability)
         self._later(low_ms, high_ms, trouble.pop, broker, None)
 
+    def _disk_low(self) -> None:
+        disk = self.world.disks[self.rng.choice(self.world.brokers)]
+        disk.is_low = True
+        self._later(500, 4000, setattr, disk, "is_low", False)
+
     def _wall_clock(self) -> None:
-        self.world.wall_jump_ns = self.rng.randrange(-1200, 1200) * NS_PER_S
+        before = self.world.wall_jump_ns
+        jump_ns = self.rng.randrange(-1200, 1200) * NS_PER_S
+        if self.options.retention and abs(jump_ns - before) <= 60 * NS_PER_S:
+            jump_ns += 200 * NS_PER_S  # a small step is no jump: then ages are wrong by it
+        self.world.wall_jump_ns = jump_ns
 
     def _no_supervisor(self) -> None:
         supervisor = self.world.supervisor

@@ -1,7 +1,7 @@
 """Bugs that others had, put back to see that they are caught. Test code only: the product has no switch for them.
 
-Each replaces something of the product in this process; `undo` puts all of it back. The ids are those of RELIABILITY 5
-and of the rules in SEMANTICS 6.
+Each replaces something of the product in this process; `undo` puts all of it back. The ids are those of
+docs/rules.md: B, R and P are bugs that others had, all else is the rule or the invariant that the bug breaks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from node.core.replica.leader import Leader
 from node.handlers.produce import ProduceWait
 from node.metadata import Metadata
 from node.partition import Partition
+from shmlog.log import retention as rules_of_retention
 from shmlog.log.checkpoint import EpochHistory
 from shmlog.log.log import Log
 from shmlog.log.opening import Opening
 from shmlog.log.producers import ProducerStates
+from shmlog.log.retention import JumpWatch
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,18 @@ class Planted:
 
 
 PLANTED: dict[str, Planted] = {}
+
+# Those that hundreds of lives do not show, and the test that each turns red (tests/test_planted.py proves it).
+DIRECTED = {
+    "same-leader-no-cut": "test_replica.test_b04_a_rise_of_the_epoch_is_enough_be_it_the_same_leader",
+    "sync-vouches-behind-cut": "test_log_cuts.test_a_sync_begun_before_a_cut_vouches_for_nothing_behind_it",
+    "weaker-reports": "test_replica.test_h1_an_end_counted_by_a_weaker_durability_does_not_count",
+    "stale-reports": "test_replica.test_h1_a_report_of_another_epoch_or_incarnation_changes_nothing",
+    "no-lease": "test_sim.test_a_leader_that_nobody_hears_stops_to_ack",
+    "old-proposal": "test_controller.test_j5_b05_a_proposal_on_facts_that_have_moved_is_refused",
+    "commit-old-terms": "test_raft.test_entries_of_older_terms_are_not_committed_by_being_counted",
+    "commit-before-sync": "test_raft.test_a_leader_counts_itself_once_its_own_sync_is_done",
+}
 
 
 def _bug(id_: str, what: str) -> Callable[[Callable[[], list[tuple[Any, str, Any]]]], None]:
@@ -180,7 +194,7 @@ def _minimum_not_checked() -> list[tuple[Any, str, Any]]:
     ]
 
 
-@_bug("H6", "acked before the followers have stored it")
+@_bug("I7", "acked before the followers have stored it")
 def _ack_early() -> list[tuple[Any, str, Any]]:
     original = ProduceWait._reached
 
@@ -338,7 +352,7 @@ def _commit_before_sync() -> list[tuple[Any, str, Any]]:
     return [(Raft, "_maybe_commit", maybe_commit)]
 
 
-@_bug("R-stale", "a log that is behind wins votes")
+@_bug("I12", "a log that is behind wins votes")
 def _vote_for_stale_logs() -> list[tuple[Any, str, Any]]:
     original = Raft._handle_vote_request
 
@@ -379,11 +393,54 @@ def _no_rewrite() -> list[tuple[Any, str, Any]]:
 def _duplicate_acked_early() -> list[tuple[Any, str, Any]]:
     original = Partition.append
 
-    def append(self: Partition, frame: bytes, acks: str) -> Any:
+    def append(self: Partition, frame: bytes, acks: str, no_space: str) -> Any:
         before = self.next_offset
-        appended = original(self, frame, acks)
+        appended = original(self, frame, acks, no_space)
         if appended.end_offset <= before:  # it was there already
             return appended._replace(end_offset=0)
         return appended
 
     return [(Partition, "append", append)]
+
+
+# -- retention ------------------------------------------------------------------------------------
+
+
+@_bug("I22", "the size rule takes one segment more than it may")
+def _retention_takes_one_more() -> list[tuple[Any, str, Any]]:
+    original = rules_of_retention.too_much
+
+    def too_much(segments: Any, retention_bytes: int, high_watermark: int) -> int:
+        count = original(segments, retention_bytes, high_watermark)
+        more = count and count + 1 < len(segments)
+        return count + 1 if more and segments[count].end_offset <= high_watermark else count
+
+    return [(rules_of_retention, "too_much", too_much)]
+
+
+@_bug("I22", "retention does not look at the high watermark")
+def _retention_above_hw() -> list[tuple[Any, str, Any]]:
+    old, much = rules_of_retention.too_old, rules_of_retention.too_much
+    return [
+        (
+            rules_of_retention,
+            "too_old",
+            lambda s, now_ns, retention_ms, _: old(s, now_ns, retention_ms, 1 << 60),
+        ),
+        (rules_of_retention, "too_much", lambda s, size, _: much(s, size, 1 << 60)),
+    ]
+
+
+@_bug("I22", "the time rule goes on after a jump of the wall clock")
+def _jumps_not_seen() -> list[tuple[Any, str, Any]]:
+    return [(JumpWatch, "look", lambda self, wall_ns, steady_ns: 0)]
+
+
+@_bug("3.2", "a follower keeps what its leader has deleted")
+def _follower_keeps_log_start() -> list[tuple[Any, str, Any]]:
+    return [(replication.Replication, "_copy_log_start", lambda self, partition, log_start: None)]
+
+
+@_bug("T1", "a follower whose end lies below the leader's log start is not told to begin anew")
+def _no_new_beginning() -> list[tuple[Any, str, Any]]:
+    return [(following.Follower, "refused", lambda self, epoch, code: None)]

@@ -39,6 +39,9 @@ class Clock:
     def wall_ns(self) -> int:
         return WALL_NS + self._world.now_ns + self._world.wall_jump_ns
 
+    def boottime_ns(self) -> int:
+        return self.monotonic_ns()
+
 
 class Rings:
     """Rings in memory of this process: they outlive the broker's hold on them as shared memory does."""

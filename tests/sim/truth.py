@@ -40,6 +40,16 @@ class Truth:
         self.lost_values: set[bytes | None] = set()
         self.producers: dict[int, tuple[int, int]] = {}  # id -> epoch, next sequence
         self.always_disk = True
+        self.given_up = 0  # the highest log start that a rule of retention has justified
+
+    def append_times_from(self, offset: int) -> dict[int, int]:
+        """Base offset -> the lowest append time from that batch on: where one is higher, its clock was wrong."""
+        lowest, times = 1 << 63, {}
+        for batch in reversed(self.batches):
+            if batch.end <= offset:
+                break
+            lowest = times[batch.base] = min(lowest, batch.header.append_time_ns)
+        return times
 
     def at(self, offset: int) -> Batch | None:
         """The batch that holds an offset."""
@@ -98,6 +108,7 @@ class Replica:
         "log",
         "losses",
         "lossy",
+        "start",
         "unknown",
     )
 
@@ -106,6 +117,7 @@ class Replica:
         self.log: Any = None
         self.end = 0
         self.checked = 0
+        self.start = 0
         self.generation = 0
         self.high_watermark = 0
         self.epoch = -1

@@ -427,7 +427,7 @@ class Fetcher(Client):
         log_start = answer.get("log_start", -1)
         state = self.checker.image.partition(*self.key)
         if log_start > self.position:
-            if state is not None and log_start > state.log_start:
+            if state is not None and log_start > max(state.log_start, truth.given_up):
                 raise Violation(f"I22 {self}: log start {log_start}, deleted was {state.log_start}")
             self.position = log_start
             self.reset = True
@@ -470,6 +470,8 @@ class Admin(Client):
         if rng.random() < 0.3:
             configs["min_insync_replicas"] = rng.choice((1, 2, 3))
         partitions = rng.choice((1, 1, 2))
+        if load.retention is not None:
+            configs |= load.retention_settings()
 
         def told(answer: Answer | None, _: list[bytes]) -> None:
             found = self.checker.image.topics.get(name)
@@ -498,6 +500,8 @@ class Admin(Client):
             message |= {"op": "alter_topic", "set": {"min_insync_replicas": rng.choice((1, 2, 3))}}
         elif what == "durability":
             message |= {"op": "alter_topic", "set": {"durability": rng.choice(("os", "disk"))}}
+        elif what == "retention":
+            message |= {"op": "alter_topic", "set": self.load.retention_settings()}
         elif what == "elect":
             message = {"op": "elect", **partition}
             broker = self._leader(key)
@@ -562,6 +566,7 @@ class Workload:
         self.durabilities: tuple[str, ...] = ("os",)
         self.changes: tuple[str, ...] = ()
         self.acks: tuple[str, ...] = ("all",)
+        self.retention: random.Random | None = None  # set: topics have rules of retention
         self.forgives = False
         self.stopping = False
         self.acked = self.read = 0
@@ -569,6 +574,14 @@ class Workload:
 
     def start(self) -> None:
         self.clients.append(Admin(self, 0))
+
+    def retention_settings(self) -> dict[str, Any]:
+        assert self.retention is not None
+        return {
+            "segment_age": self.retention.choice((100, 300, 1000)),
+            "retention": self.retention.choice((-1, 0, 500, 2500)),
+            "retention_bytes": self.retention.choice((-1, -1, 1000, 20_000)),
+        }
 
     def take_producer_id(self, producer_id: int) -> None:
         if producer_id in self._producer_ids:
@@ -624,7 +637,8 @@ class Workload:
         history = self.history
         for key, truth in self.checker.truths.items():
             state = self.checker.image.partition(*key)
-            history.trimmed[key] = 1 << 60 if state is None else state.log_start
+            gone = 1 << 60 if state is None else max(state.log_start, truth.given_up)
+            history.trimmed[key] = gone
             history.excused.update((key, value) for value in truth.lost_values)
         found = anomalies(history)
         if found:

@@ -55,6 +55,7 @@ class Process:
         self.leaving = False
         self.blocked_until_ns = 0
         self.began_ns = world.now_ns
+        self.began_wall_jump_ns = world.wall_jump_ns
         self.last_turn_ns = world.now_ns
         self.countdown: int | None = None  # operations until it is killed
         self.watchers: list[tuple[Process, int]] = []

@@ -211,7 +211,9 @@ class Controller:
         return []
 
     def _recover(self, image: Image, alive: Set[int], now_ns: int) -> list[PartitionRecord]:
-        """6.7, for partitions that had no candidate when the image was last looked through, and have none now."""
+        """Recovery and unclean elections: for partitions that had no candidate when the image was last looked
+        through, and have none now.
+        """
         records = []
         for key, since_ns in self._vacant.items():
             topic, old = image.by_id(key[0]), image.partition(*key)

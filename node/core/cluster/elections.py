@@ -5,13 +5,13 @@ becomes of a partition: `settle`. It elects where nobody leads or the leader is 
 as the minimum admits. What is left without a candidate is judged by `may_recover` and `recovered`.
 
 *Alive* here: registered, not fenced, not proven dead. Invariants: a leader is a living member of the ISR; nobody but a
-member is elected, save by `recovered`; the ISR never falls below the minimum by `settle`.
+member is elected, save by `recovered`; the ISR never falls below the minimum by `settle`. E, J: docs/rules.md.
 
 The leader epoch rises whenever the leader changes, to nobody too: so one epoch never names two states of leadership,
 and of two answers about a partition the one with the higher epoch is the newer. It also rises when the same broker is
 elected again, so what its dead incarnation had in flight is never taken for the new one's.
 
-The preferred leader (6.6) is no business of the controller: only the leader knows when its successor has stored the
+The preferred leader is no business of the controller: only the leader knows when its successor has stored the
 whole log. A leader that is not the first of the replica list, and sees in its image that the first has been a living
 member for 10 s, hands over by itself (one partition a second and broker); the controller checks that HandOver.
 """
@@ -91,7 +91,7 @@ def last_begun(old: PartitionRecord) -> int:
 
 
 def has_no_isr(old: PartitionRecord) -> bool:
-    """Has a lossy removal emptied the ISR (6.7)? Then nothing but a recovery election helps.
+    """Has a lossy removal emptied the ISR? Then nothing but a recovery election helps.
 
     The same where such an election has made its winner the ISR, but that epoch never started: whoever else held
     what is committed, or what is left of it, still does.
@@ -111,9 +111,9 @@ def may_recover(
 ) -> bool:
     """May a partition without a candidate be given to somebody who is no member?
 
-    - 6.7, recovery election: the ISR is empty, all whom the record remembers live again and all living replicas
+    - Recovery election: the ISR is empty, all whom the record remembers live again and all living replicas
       have reported; or the wait is over, and then whoever did.
-    - 6.7, a member that has not come back by then is taken for lossy where the machine has been rebooted since
+    - The same, and a member that has not come back by then is taken for lossy where the machine has been rebooted since
       (`rebooted`: brokers whose last registration was before) and the topic is not `disk`.
     - Unclean election, where the topic allows it.
     """

@@ -2,7 +2,7 @@
 
 A death is a fact (E3): the kernel said so, or a later incarnation spoke, which holds the lock of the same directory. A
 hang is a suspicion by time (E5), hence the care of E6: who was late itself accuses nobody, and two late at once are
-taken for a stall of the machine, which gets one more session.
+taken for a stall of the machine, which gets one more session. E: docs/rules.md.
 """
 
 from __future__ import annotations

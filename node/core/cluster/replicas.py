@@ -1,7 +1,7 @@
 """What brokers ask for their replicas: epoch starts, in-sync replicas, hand-overs, their own coming and going.
 
 Pure plans. `alive`: brokers that are registered, not fenced, not proven dead (elections.py). A proposal made on facts
-that have changed since is refused, never mended: its broker reads the image again.
+that have changed since is refused, never mended: its broker reads the image again. E, J: docs/rules.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def register(
     alive: Set[int],
 ) -> list[Record]:
     """E2: a new incarnation, as one set: the older one is fenced, the new one registered and alive, its lossy
-    replicas are no members any more (6.7, be it the last one), and what it led has a new epoch.
+    replicas are no members any more (be it the last one), and what it led has a new epoch.
 
     That it speaks is the proof of the older one's death (E3): it holds the lock of their directory.
     `reports`: one for every replica of the broker.
@@ -81,7 +81,7 @@ def register(
 
 
 def stop(image: Image, change: peers.StopBroker, alive: Set[int]) -> list[Record]:
-    """6.6: a broker that stops leads nothing any more and leaves every ISR where J7 admits it, else is missing."""
+    """A broker that stops leads nothing any more and leaves every ISR where J7 admits it, else is missing."""
     check_current(image, change.id, change.incarnation)
     if image.fenced.get(change.id) == STOPPING:
         return []
@@ -181,7 +181,7 @@ def check_minimum(old: PartitionRecord, isr: tuple[int, ...], minimum: int) -> N
 
 
 def hand_over(image: Image, change: peers.HandOver, alive: Set[int]) -> list[Record]:
-    """6.6: the leader gives the partition to a living member that has stored its whole log."""
+    """The leader gives the partition to a living member that has stored its whole log."""
     old, _ = _led(image, change)
     if change.target not in old.isr or change.target not in alive:
         raise Outdated(

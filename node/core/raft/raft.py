@@ -28,13 +28,13 @@ What a message promises (a vote, "I follow you") waits here until term and vote 
 only what is synced; so the driver has no second list to keep. It is answered on receipt and again after the sync: a
 slow disk delays the commit, not the heartbeat. What was found at the start counts as stored after the first sync.
 
-Rules. I12: only entries of the own term commit by counting (a new leader `needs_noop`); commit and match only grow; a
-log is cut only where an entry of the present term's leader differs, never below the commit. A voter that hears a
-living leader answers no vote, real or pre (R13, B18), unless the candidate has proof that this leader is dead. A leader
-that no majority has answered for the longest election time-out resigns (B16) and forgets its peers (B17). E6: who was
-late accuses nobody. Observers follow the log; they never count and never stand.
+Rules (docs/rules.md). I12: only entries of the own term commit by counting (a new leader `needs_noop`); commit and
+match only grow; a log is cut only where an entry of the present term's leader differs, never below the commit. A voter
+that hears a living leader answers no vote, real or pre (R13, B18), unless the candidate has proof that this leader is
+dead. A leader that no majority has answered for the longest election time-out resigns (B16) and forgets its peers. E6:
+who was late accuses nobody. Observers follow the log; they never count and never stand.
 
-An abstaining voter (SEMANTICS 7: vote or log damaged) follows as well. It votes again once (a) every other voter has
+An abstaining voter (its vote or log was damaged) follows as well. It votes again once (a) every other voter has
 told its term to this incarnation and (b) a leader of no lower term, which has forgotten what the old incarnation had
 acknowledged (`answered_ns` is younger than this Raft), told a commit offset that covers an entry of its own term, and
 all below is stored here. That it abstains is part of the hard state, so a restart does not end it.

@@ -1,4 +1,4 @@
-"""A replica that follows: reconcile by epoch history, cut, then fetch. Sans-IO (SEMANTICS 6.4, H7).
+"""A replica that follows: reconcile by epoch history, cut, then fetch. Sans-IO. T, H7: docs/rules.md.
 
     WAITING      nobody to follow: no leader, its epoch is not started (E8), or it knows of a later one (74)
     RECONCILING  the leader's epoch history is wanted; nothing is fetched before it was compared (T1)
@@ -68,7 +68,9 @@ def plan_truncation(
     """T1: where a follower's log stops being a prefix of the leader's.
 
     At the end, the lower of both, of the largest epoch that both know. An epoch says who wrote, so below that the
-    two are the same; what only one of them knows is not. A log without a batch differs nowhere.
+    two are the same; what only one of them knows is not. A log without a batch differs nowhere. Where that end lies
+    below the start of either log there is nothing to cut at: the follower begins anew. (Below its own start: where its
+    oldest known epoch begins. It has deleted more than the leader, which lost what it had behind.)
     """
     anew = Truncation(their_log_start, anew=True)
     if last_epoch(mine, my_end) < 0:
@@ -77,13 +79,13 @@ def plan_truncation(
     if common < 0:
         return anew
     end = min(_end_of(common, mine, my_end), _end_of(common, theirs, their_end))
-    return Truncation(end) if end >= their_log_start else anew
+    return Truncation(end) if end >= max(their_log_start, mine[0][1]) else anew
 
 
 def may_cut(
     plan: Truncation, high_watermark: int, mine: Entries, my_end: int, recovery_epoch: int
 ) -> bool:
-    """T3: never below the own high watermark, but where an election of 6.7 has given up what is there."""
+    """T3: never below the own high watermark, but where a recovery or unclean election has given it up."""
     return plan.end_offset >= high_watermark or last_epoch(mine, my_end) < recovery_epoch
 
 

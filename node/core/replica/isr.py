@@ -1,4 +1,4 @@
-"""Who is in sync: who may join, who ought to leave, what a leader proposes. Pure (SEMANTICS 6.2).
+"""Who is in sync: who may join, who ought to leave, what a leader proposes. Pure. J: docs/rules.md.
 
 The ISR is the cluster's memory of who holds everything committed: each member, dead or alive, may lead. So
 joining is hard, and leaving is bounded:

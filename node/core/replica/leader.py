@@ -13,7 +13,7 @@ One ledger is one leader epoch of one incarnation; it is made once the image sho
                                         committed or never will be
 
 Invariants: synced_end <= written_end; log_start <= high_watermark <= written_end; the high watermark never goes
-back (H3); at most one proposal is open (J4).
+back (H3); at most one proposal is open (J4). H, J: docs/rules.md.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Leader:
         return max(0, min([self.written_end, *ends]))
 
     def has_stored(self, broker: int, end_offset: int) -> bool:
-        """Is `broker` a confirmed member with all below `end_offset` stored? (A hand-over's target, 6.6.)"""
+        """Is `broker` a confirmed member with all below `end_offset` stored? (A hand-over's target.)"""
         replica = self._followers.get(broker)
         return replica is not None and broker in self.isr and replica.stored_end >= end_offset
 
