@@ -96,15 +96,6 @@ class Catalog:
             self._cut,
         )
         self.upkeep = Upkeep(context.clock, workers, self._synced)
-        self.compaction = Compaction(
-            context.clock,
-            workers,
-            storage,
-            compactor,
-            lambda partition: context.partitions.get(partition.name) is partition,
-            self.upkeep.trimmed,
-            self.upkeep.written,
-        )
         self.space = Space(storage, data_dir, context.settings.disk_reserve_bytes)
         self.retention = Retention(
             context.clock,
@@ -112,6 +103,16 @@ class Catalog:
             self.space,
             context.settings.disk_budget_bytes,
             self._trimmed,
+            self.upkeep.written,
+        )
+        self.compaction = Compaction(
+            context.clock,
+            workers,
+            storage,
+            compactor,
+            lambda partition: context.partitions.get(partition.name) is partition,
+            self.retention.is_clock_doubtful,
+            self.upkeep.trimmed,
             self.upkeep.written,
         )
         self._busy: set[tuple[str, int]] = (

@@ -52,6 +52,7 @@ class Compaction:
         storage: Storage,
         compactor: Compactor,
         is_hosted: Callable[[Partition], bool],
+        is_clock_doubtful: Callable[[], bool],
         changed: Callable[[Partition], None],
         grown: Callable[[Partition], None],
     ) -> None:
@@ -60,6 +61,7 @@ class Compaction:
         self._storage = storage
         self._compactor = compactor
         self._is_hosted = is_hosted
+        self._is_clock_doubtful = is_clock_doubtful
         self._changed = changed
         self._grown = grown
         self._pass: _Pass | None = None
@@ -90,7 +92,7 @@ class Compaction:
             log.compaction,
             partition.config,
             safe_end=min(partition.high_watermark, log.synced_end_offset),
-            tombstones_end=partition.tombstones_end,
+            tombstones_end=0 if self._is_clock_doubtful() else partition.tombstones_end,
             now_ns=self._clock.wall_ns(),
         )
 

@@ -272,11 +272,12 @@ def facts(*sizes, at=0):
 
 
 def due(segments, done=None, *, safe_end=1000, now_ns=10**15, tombstones_end=1 << 60, **settings):
-    settings = {"segment_bytes": 1 << 16, "min_cleanable_dirty_ratio": 0.5} | settings
+    common = {"segment_bytes": 1 << 16, "min_cleanable_dirty_ratio": 0.5}
+    settings = common | {"cleanup_policy": "compact"} | settings
     return plan(
         segments,
         done or Compaction(),
-        ls.config(cleanup_policy="compact", **settings),
+        ls.config(**settings),
         safe_end=safe_end,
         tombstones_end=tombstones_end,
         now_ns=now_ns,
@@ -319,6 +320,20 @@ def test_groups_are_no_larger_than_a_segment():
         [70000],
         [10, 10],
     ]
+
+
+def test_a_group_is_no_older_than_retention_allows_and_append_times_never_fall_in_it():
+    def spans(**settings):
+        groups = due(facts(9, 9, 9, 9), segment_age=2500, **settings).groups
+        return [len(group) for group in groups]
+
+    assert spans() == [4]
+    assert spans(cleanup_policy="compact,delete") == [3, 1]
+    back = [
+        *facts(9, 9),
+        *(s._replace(base_offset=20, end_offset=30) for s in facts(9, at=1499 * MS)),
+    ]
+    assert [len(group) for group in due(back).groups] == [2, 1]
 
 
 def test_the_memory_of_passes_is_bounded_and_errs_on_the_late_side():

@@ -36,7 +36,7 @@ def put(broker: MemoryBroker, *rows: Row, **fields: Any) -> dict[str, Any]:
 
 def rows(broker: MemoryBroker) -> list[tuple[int, bytes, bytes | None]]:
     """(offset, key, value) of all that is committed, as a client of simple mode finds it."""
-    found, offset = [], 0
+    found, offset = [], broker.context.partitions["t", 0].log_start
     while True:
         reply, frames = broker.fetch("t", offset)
         assert reply["error"] == 0, reply
@@ -112,6 +112,37 @@ def test_a_delete_is_seen_for_its_retention_and_then_gone(broker: MemoryBroker) 
     assert b"k3" not in {key for _, key, _ in rows(broker)}
     compaction = broker.context.partitions["t", 0].log.compaction
     assert (compaction.tombstones_dropped, compaction.oldest_tombstone) == (201, -1)
+
+
+def test_a_clock_that_jumps_takes_no_delete_from_those_who_have_to_see_it(
+    broker: MemoryBroker,
+) -> None:
+    broker.create("t", **SETTINGS | {"delete.retention.ms": 3_600_000})
+    fill(broker, 200)
+    put(broker, (b"k3", None))
+    fill(broker, 200, keys=3)
+    pass_time(broker, 5)
+    assert broker.context.partitions["t", 0].log.compaction.oldest_tombstone == 200
+    assert isinstance(broker.clock, ManualClock)
+    broker.clock.set_wall(7200 * NS_PER_S)
+    pass_time(broker, 590)
+    assert (200, b"k3", None) in rows(broker)
+    pass_time(broker, 20)
+    assert b"k3" not in {key for _, key, _ in rows(broker)}
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_only_a_policy_that_says_so_deletes_by_age_and_size(
+    broker: MemoryBroker, policy: str
+) -> None:
+    rules = {"cleanup.policy": policy, "retention.ms": 1000, "retention.bytes": 1}
+    broker.create("t", **SETTINGS | rules)
+    put(broker, (b"old", b"1"))
+    fill(broker, 400)
+    pass_time(broker, 10)
+    keys = {key for _, key, _ in rows(broker)}
+    assert (b"old" in keys) == (policy == "compact")
+    assert (broker.context.partitions["t", 0].log_start > 0) == (policy == "compact,delete")
 
 
 def test_a_quiet_topic_is_sealed_and_compacted_after_its_longest_lag(broker: MemoryBroker) -> None:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from shmlog.clock import NS_PER_MS
+from shmlog.log.retention import may_delete
 from shmlog.settings import TopicConfig
 
 PASSES_MAX = 16  # remembered of one log, while their tombstones wait
@@ -132,7 +133,7 @@ def plan(
     waiting = 0 <= done.oldest_tombstone < tombstones_below
     if not (waiting or _is_due(cleanable, done.cleaned, config, now_ns)):
         return None
-    groups = _groups(cleanable, config.segment_bytes)
+    groups = _groups(cleanable, config)
     return Plan(groups, min(done.cleaned, end), end, tombstones_below)
 
 
@@ -172,13 +173,22 @@ def _is_due(
 
 
 def _groups(
-    segments: Sequence[SegmentFacts], segment_bytes: int
+    segments: Sequence[SegmentFacts], config: TopicConfig
 ) -> tuple[tuple[SegmentFacts, ...], ...]:
-    """Neighbours that together are no larger than a segment may be: what a pass shrinks, the next one merges."""
+    """Neighbours that are no more than one segment may be: what a pass shrinks, the next one merges.
+
+    In a segment append times never fall; and where retention deletes by age, it spans no more than `segment_age`.
+    """
+    span_ns = config.roll_after_ms * NS_PER_MS if may_delete(config) else 1 << 63
     groups: list[list[SegmentFacts]] = []
     size = 0
     for segment in segments:
-        if groups and size + segment.size <= segment_bytes:
+        fits = groups and (
+            size + segment.size <= config.segment_bytes
+            and groups[-1][-1].last_append_time_ns <= segment.first_append_time_ns
+            and segment.last_append_time_ns - groups[-1][0].first_append_time_ns <= span_ns
+        )
+        if fits:
             groups[-1].append(segment)
             size += segment.size
         else:
