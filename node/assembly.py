@@ -18,6 +18,7 @@ from node.handlers import table
 from node.handlers.coordinator import Coordinator
 from node.handlers.exchange import Context, Identity
 from node.handlers.peers import PeerHandler, sender
+from node.io.compactor import Compactor
 from node.io.liveness import Kernel, Liveness
 from node.io.loop import Loop
 from node.io.members import Members
@@ -43,6 +44,7 @@ class Ports:
     clock: Clock
     kernel: Kernel
     rings: Rings
+    compactor: Compactor
     rng: random.Random
     new_topic_id: Callable[[], bytes]
 
@@ -106,6 +108,7 @@ class Node:
             ports.storage,
             ports.workers,
             ports.rings,
+            ports.compactor,
             start.data_dir,
             send,
             lambda broker, incarnation: not liveness.is_dead(broker, incarnation),

@@ -121,6 +121,12 @@ def end_with_parent(parent_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def step_back() -> None:
+    """Let everybody else go first, to the processor and to the disk (nice(2), ioprio_set(2))."""
+    os.nice(19)
+    psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, 7)
+
+
 def children(pid: int) -> list[int]:
     """The living descendants of a process, of any depth; none if it is gone."""
     try:

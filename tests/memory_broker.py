@@ -19,7 +19,9 @@ from node.io.workers import Completion, Lane
 from node.metadata import Voting
 from node.rings import Rings
 from shmlog.clock import ManualClock
-from shmlog.log.storage import MemoryStorage
+from shmlog.log.cleaner import run_task
+from shmlog.log.cleaning_task import CleaningResult, CleaningTask
+from shmlog.log.storage import MemoryStorage, Storage
 from shmlog.protocol import header
 from shmlog.registry import MemoryList
 from shmlog.settings import ClusterConfig
@@ -137,6 +139,19 @@ class NoOthers:
         return False
 
 
+class InlineCompactor:
+    """Passes in the worker that asks for them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def run(self, task: CleaningTask) -> CleaningResult:
+        return run_task(self._storage, task, lambda size: None)
+
+    def close(self) -> None:
+        pass
+
+
 class MemoryBroker:
     """One broker; `ask` sends a request and turns until it is answered."""
 
@@ -172,6 +187,7 @@ class MemoryBroker:
                 self.clock,
                 kernel or NoOthers(),
                 self.rings,
+                InlineCompactor(self.storage),
                 random.Random(7),
                 lambda: next(ids).to_bytes(16, "big"),
             ),

@@ -158,4 +158,4 @@ def test_the_table_of_errors_is_total_both_ways() -> None:
 
 def test_an_answer_without_headers_does_not_carry_them() -> None:
     fields = msgspec.structs.fields(FetchSimpleAnswer)
-    assert [f.name for f in fields if not f.required] == ["headers"]
+    assert [f.name for f in fields if not f.required] == ["headers", "offsets"]

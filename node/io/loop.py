@@ -284,6 +284,7 @@ class Loop:
             self._died(self._liveness.retry(), now_ns)
             self._catalog.propose_isr(now_ns, all_of_them=True)
             self._standing.move_preferred(now_ns)
+            self._catalog.compaction.turn(self._context.partitions.values(), now_ns)
             expiration_ns = self._context.settings.producer_id_expiration * NS_PER_MS
             for partition in self._context.partitions.values():
                 partition.log.producers.expire(now_ns, expiration_ns)

@@ -263,7 +263,7 @@ class Consumer:
         reader = self._reader(tp)
         batch = self._batch
         if batch is not None and (batch.topic, batch.partition) == tp:
-            return batch.base_offset + self._taken
+            return batch.offset_at(self._taken)
         return reader.position
 
     def seek(
@@ -632,7 +632,10 @@ class Consumer:
                 self._take_added()
             reader = self._find(copy)
             if reader is not None:
-                return self._hand_out(reader)
+                batch = self._hand_out(reader)
+                if len(batch):
+                    return batch
+                continue  # compaction has left no record of it
             if self._is_over():
                 return None
             self._raise_errors()

@@ -434,7 +434,7 @@ class Fetches:
                 raise CorruptMessage(f"a batch of partition {header.partition} of another log")
             if header.end_offset <= reader.fetch_offset:
                 continue  # wholly below what was asked for
-            if header.base_offset > reader.fetch_offset:
+            if header.base_offset > reader.fetch_offset and not header.follows(reader.fetch_offset):
                 raise CorruptMessage(f"the next batch begins at {header.base_offset}")
             if header.leader_epoch < reader.leader_epoch:
                 raise CorruptMessage(

@@ -207,7 +207,11 @@ class FetchSimple(Request, kw_only=True, omit_defaults=True):
 
 
 class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
-    """`count` records from `base_offset`; go on at `next_offset`."""
+    """`count` records from `base_offset`; go on at `next_offset`.
+
+    `offsets` only where compaction has left gaps: of each record. Without it record i is at `base_offset` + i.
+    `next_offset` may lie further on than the last record, also where there is none.
+    """
 
     id: int
     error: int
@@ -223,6 +227,7 @@ class FetchSimpleAnswer(Struct, kw_only=True, omit_defaults=True):
     null_values: list[int]
     timestamps: list[Big]
     headers: list[HeaderList] | None = None
+    offsets: list[int] | None = None
 
 
 class FetchSimpleDiverged(FetchSimpleAnswer, kw_only=True, omit_defaults=True):

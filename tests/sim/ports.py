@@ -11,6 +11,9 @@ from node.io.liveness import Opened
 from node.io.wire import Ready, Received
 from node.io.workers import THREADS, Completion, Lane
 from shmlog.clock import NS_PER_MS, NS_PER_S
+from shmlog.log.cleaner import run_task
+from shmlog.log.cleaning_task import CleaningResult, CleaningTask
+from shmlog.log.storage import Storage
 from shmlog.ring.layout import ring_size
 from shmlog.ring.memory import HeapMemory
 
@@ -244,6 +247,19 @@ class Workers:
                 except Killed:
                     pass
         self._process.countdown = None
+
+
+class Compactor:
+    """A pass is one job: it may be cut short at any operation of it, like all jobs."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def run(self, task: CleaningTask) -> CleaningResult:
+        return run_task(self._storage, task, lambda size: None)
+
+    def close(self) -> None:
+        pass
 
 
 class Kernel:

@@ -43,8 +43,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 OFFSETS_TOPIC, OFFSETS_PARTITIONS = "__consumer_offsets", 8
 # What the coordinators of groups keep: read at a change of leaders only, durable before it is told to anybody.
 OFFSETS_CONFIGS = {
+    "cleanup_policy": "compact",
     "durability": "disk",
-    "retention": -1,
     "ring_bytes": 0,
     "segment_bytes": 16 << 20,
     "max_message_bytes": 8 << 20,
