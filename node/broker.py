@@ -21,6 +21,7 @@ from pathlib import Path
 from node import journal, uptime
 from node.assembly import Node, Ports, Start
 from node.core.cluster.topics import REPLICAS_MAX
+from node.io.compactor import ChildCompactor
 from node.io.liveness import OsKernel
 from node.io.wire import ZmqWire
 from node.io.workers import Lane, ThreadWorkers, is_no_space
@@ -79,6 +80,7 @@ class Broker:
         budget = cluster.settings.ring_budget_bytes
         if budget < 0:
             budget = default_budget(len(cluster.brokers))
+        self._compactor = ChildCompactor()
         names = registry.MemoryList(directory.memory_list_file(path, broker))
         ports = Ports(
             storage=storage,
@@ -87,6 +89,7 @@ class Broker:
             clock=clock,
             kernel=OsKernel(path),
             rings=Rings(names, budget),
+            compactor=self._compactor,
             rng=random.Random(),
             new_topic_id=lambda: os.urandom(16),
         )
@@ -170,6 +173,7 @@ class Broker:
             # A second one would wake a loop that has ended, by a descriptor that may be a file's by then.
             signal.signal(signum, signal.SIG_IGN)
         self._wire.close()
+        self._compactor.close()
         self._page.close()
         for completion in self._workers.close():
             forgiven = completion.lane is Lane.FILES and is_no_space(completion.error)

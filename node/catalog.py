@@ -22,11 +22,13 @@ from functools import partial
 import msgspec
 
 from node import journal
+from node.compaction import Compaction
 from node.core.cluster.image import Image, PartitionRecord, Topic
 from node.core.replica.follower import Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader, Proposal
 from node.handlers.exchange import COMMITTED, METADATA, STORED, Context
+from node.io.compactor import Compactor
 from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
 from node.replication import Replication
@@ -64,6 +66,7 @@ class Catalog:
         storage: Storage,
         workers: Workers,
         rings: Rings,
+        compactor: Compactor,
         data_dir: str,
         send: Callable[..., None],
         is_alive: Callable[[int, int], bool],
@@ -100,6 +103,16 @@ class Catalog:
             self.space,
             context.settings.disk_budget_bytes,
             self._trimmed,
+            self.upkeep.written,
+        )
+        self.compaction = Compaction(
+            context.clock,
+            workers,
+            storage,
+            compactor,
+            lambda partition: context.partitions.get(partition.name) is partition,
+            self.retention.is_clock_doubtful,
+            self.upkeep.trimmed,
             self.upkeep.written,
         )
         self._busy: set[tuple[str, int]] = (
@@ -414,7 +427,7 @@ class Catalog:
         """Cut a followed log, in the file worker's queue: T2."""
         end = partition.log.log_end_offset
         entries = partition.log.epochs.entries
-        if truncation == (end, False) and not (entries and entries[-1][1] >= end):
+        if truncation == Truncation(end) and not (entries and entries[-1][1] >= end):
             partition.was_cut()
             return
         journal.event(
@@ -427,7 +440,11 @@ class Catalog:
         )
         self.upkeep.forget(partition)
         partition.cutting = True
-        act = partition.log.start_anew if truncation.anew else partition.log.truncate_to
+        act = partial(partition.log.truncate_to, truncation.end_offset)
+        if truncation.anew:
+            assert partition.follower is not None
+            known = partition.follower.tombstones_known
+            act = partial(partition.log.start_anew, truncation.end_offset, known)
 
         def done(_: object, error: BaseException | None) -> None:
             if error is not None:
@@ -441,7 +458,7 @@ class Catalog:
             topic = self._context.metadata.image.topics[partition.name.topic]
             self._apply(partition, topic, topic.partitions[partition.name.partition])
 
-        self._workers.submit(Lane.FILES, partial(act, truncation.end_offset), done)
+        self._workers.submit(Lane.FILES, act, done)
 
     # -- members --------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from node import journal
 from node.core.cluster.image import PartitionRecord
-from node.core.replica.follower import Follower, Truncation
+from node.core.replica.follower import Compacted, Follower, Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader
 from node.window import Window
@@ -38,6 +38,7 @@ from shmlog.errors import (
     CorruptLog,
     CorruptMessage,
     DiskFull,
+    InvalidRecord,
     InvalidRequest,
     NotEnoughReplicas,
     OffsetOutOfRange,
@@ -54,10 +55,11 @@ from shmlog.protocol import peers
 from shmlog.records import batch as batches
 from shmlog.records.builder import stamp
 from shmlog.records.compression import available
-from shmlog.records.layout import HEADER_SIZE, Codec
+from shmlog.records.layout import FLAGS_OF_COMPACTION, HEADER_SIZE, Codec, Flag
 from shmlog.ring.writer import RingFull
 from shmlog.settings import TopicConfig
 
+_KEY_FLAGS = int(Flag.KEYS | Flag.KEY_NULLS)
 CLOCK_WAS_WRONG_NS = 60 * NS_PER_S
 
 
@@ -199,6 +201,8 @@ class Partition:
             raise CorruptMessage(
                 f"{self.name}: the frame has {len(frame)} bytes, its batch {header.batch_size}"
             )
+        if header.flags & FLAGS_OF_COMPACTION:
+            raise InvalidRecord(f"{self.name}: only compaction makes batches with gaps")
         sequence_error: ShmlogError | None = None
         try:
             known = self.log.producers.check(header)
@@ -257,6 +261,10 @@ class Partition:
                 f"{self.name}: timestamps {header.base_timestamp_ns} to {header.max_timestamp_ns} ns: "
                 f"must be at least 0 and at most {latest_ns} (message_timestamp_after_max)",
                 code=Code.INVALID_TIMESTAMP,
+            )
+        if config.is_compacted and header.flags & _KEY_FLAGS != Flag.KEYS:
+            raise InvalidRecord(
+                f"{self.name} is compacted by key: every record needs one", topic=self.name.topic
             )
 
     def _admit(self, frame: bytes, header: batches.BatchHeader, now_ns: int) -> Appended:
@@ -388,6 +396,7 @@ class Partition:
             answer.log_start,
             self.log.epochs.entries,
             self.log.log_end_offset,
+            Compacted(answer.tombstones_dropped, self.log.compaction.compacted_below),
         )
 
     def was_cut(self) -> None:
@@ -398,8 +407,8 @@ class Partition:
             self.follower.truncated()
         self._high_watermark = min(self._high_watermark, self.log.log_end_offset)
 
-    def append_replica(self, frame: Buffer) -> None:
-        """Append a leader's batches as they are.
+    def append_replica(self, frame: Buffer, compacted_below: int = 0) -> None:
+        """Append a leader's batches as they are; its log is compacted up to `compacted_below`.
 
         Raises: CorruptMessage: nothing was appended. DiskFull: nothing either.
         """
@@ -411,6 +420,7 @@ class Partition:
             partition=self.name.partition,
             last_epoch=log.epochs.last_epoch,
         )
+        log.copied_from_compacted(compacted_below)
         log.append(found, now_ns)
         for header, _ in found:
             log.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
@@ -461,6 +471,12 @@ class Partition:
         except CorruptLog as error:
             journal.warning("damage", partition=str(self.name), reason=str(error))
             raise
+
+    @property
+    def tombstones_end(self) -> int:
+        """Tombstones below it have been seen by every replica that lives."""
+        end = self.log.log_end_offset
+        return end if self.leader is None else min(end, self.leader.lowest_end)
 
     def trim(self, offset: int) -> None:
         """Raise the log start (delete-records, retention); the next checkpoint removes files."""

@@ -95,7 +95,7 @@ class Replication:
         self._of: dict[Key, int] = {}  # whom a followed partition is pulled from
         self._parked: dict[int, _Parked] = {}
         # Read lately, by (partition, leader epoch, position): the other follower reads the same. A leader's log is
-        # never cut while it leads, so within an epoch what was read stays true.
+        # never cut while it leads, so within an epoch what was read stays true (also where it was compacted since).
         self._read: dict[tuple[Key, int, int], bytes] = {}
         self._read_bytes = 0
 
@@ -256,6 +256,7 @@ class Replication:
                     partition.log.epochs.last_epoch,
                     key not in pull.no_space,
                     partition.log_start,
+                    partition.follower.tombstones_known,
                 )
             )
         fetch = peers.ReplicaFetch(seq=self._seq, partitions=positions, max_wait_ms=pull.wait_ms)
@@ -326,7 +327,7 @@ class Replication:
             return
         try:
             if frame:
-                partition.append_replica(frame)
+                partition.append_replica(frame, entry.compacted_below)
                 self._written(partition)
             follower.fetched(entry.leader_epoch, entry.high_watermark, partition.log.log_end_offset)
             self._copy_log_start(partition, entry.log_start)
@@ -416,19 +417,25 @@ class Replication:
         partition = self._find(*key)
         error, data, epoch = 0, b"", -1
         high_watermark = log_start = -1
+        compacted_below = 0
         if partition is None or partition.leader is None:
             error = int(Code.NOT_LEADER_OR_FOLLOWER)
         else:
             epoch = partition.leader_epoch
             high_watermark, log_start = partition.high_watermark, partition.log_start
             error = _epoch_error(wanted.leader_epoch, epoch)
-            end = partition.log.log_end_offset
-            if not error and not log_start <= wanted.position <= end:
+            end, compaction = partition.log.log_end_offset, partition.log.compaction
+            compacted_below = compaction.compacted_below
+            dropped = compaction.tombstones_dropped
+            missed = wanted.position < dropped and wanted.tombstones_known < dropped
+            if not error and (missed or not log_start <= wanted.position <= end):
                 error = int(Code.OFFSET_OUT_OF_RANGE)
             wants = wanted.can_append and wanted.position < end
             if not error and wants and (first or room > 0):
                 error, data = self._read_for(partition, key, wanted.position, room, first)
-        entry = peers.FetchedPartition(*key, error, epoch, len(data), high_watermark, log_start)
+        entry = peers.FetchedPartition(
+            *key, error, epoch, len(data), high_watermark, log_start, compacted_below
+        )
         return entry, data
 
     def _read_for(
@@ -476,6 +483,7 @@ class Replication:
                     list(partition.log.epochs.entries) if good and partition else [],
                     partition.log.log_end_offset if good and partition else -1,
                     partition.log_start if good and partition else -1,
+                    partition.log.compaction.tombstones_dropped if good and partition else 0,
                 )
             )
         answer = peers.EpochAnswer(seq=question.seq, partitions=entries)

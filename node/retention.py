@@ -68,7 +68,7 @@ class Retention:
             self._space.look()
             self._waiting.update(dict.fromkeys(self._partitions.values()))
         if self._in_pass or self._waiting:
-            self._look_at_clock()  # before anything is judged by it
+            self.is_clock_doubtful()  # before anything is judged by it
         for partition in list(self._waiting)[:PARTITIONS_MAX]:
             del self._waiting[partition]
             if self._is_here(partition):
@@ -81,17 +81,19 @@ class Retention:
         open_one = self._partitions.get((partition.name.topic, partition.name.partition))
         return open_one is partition and not partition.cutting
 
-    def _look_at_clock(self) -> None:
+    def is_clock_doubtful(self) -> bool:
+        """Was the wall clock set lately? Then nothing is deleted by it. Looked at anew."""
         moved_ns = self._watch.look(self._clock.wall_ns(), self._clock.boottime_ns())
         if moved_ns:
             journal.warning(
-                "wall clock was set: retention by time pauses",
+                "wall clock was set: deleting by time pauses",
                 moved_ms=moved_ns // NS_PER_MS,
                 pause_ms=plans.PAUSE_NS // NS_PER_MS,
             )
         elif self._paused and not self._watch.paused:
-            journal.event("retention by time goes on")
+            journal.event("deleting by time goes on")
         self._paused = self._watch.paused
+        return self._paused
 
     # -- time and size --------------------------------------------------------------------------------
 

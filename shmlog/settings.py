@@ -136,6 +136,25 @@ def boolean(value: Any) -> bool:
     raise InvalidConfig(f"not true or false: {shown(value)}")
 
 
+def ratio(value: Any) -> float:
+    """A number with or without a fraction, or its text."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+        if number != number:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise InvalidConfig(f"not a number: {shown(value)}") from None
+    return number
+
+
+def name_list(value: Any) -> str:
+    """A list of names, or its text: sorted, without repetitions, joined by commas."""
+    names = value if isinstance(value, list | tuple) else name(value).split(",")
+    return ",".join(sorted({name(item).strip() for item in names}))
+
+
 def name(value: Any) -> str:
     """Text."""
     if not isinstance(value, str):
@@ -292,6 +311,43 @@ TOPIC_SETTINGS: dict[str, Setting] = {
             meaning="a record may lie so far in the future of the broker's clock",
         ),
         Setting(
+            kafka="cleanup.policy",
+            parse=name_list,
+            default="delete",
+            choices=("delete", "compact", "compact,delete"),
+            meaning="what is done about old records: delete them by age and size, compact by key, or both",
+        ),
+        Setting(
+            kafka="min.cleanable.dirty.ratio",
+            parse=ratio,
+            default=0.5,
+            low=0,
+            high=1,
+            meaning="compact once so much of what may be compacted has come since the last pass",
+        ),
+        Setting(
+            kafka="min.compaction.lag.ms",
+            parse=duration_ms,
+            default=0,
+            low=0,
+            meaning="a record is not compacted before it is so old",
+        ),
+        Setting(
+            kafka="max.compaction.lag.ms",
+            parse=duration_ms,
+            default=-1,
+            low=1,
+            extra=(-1,),
+            meaning="compact whatever the ratio once a record has waited so long for it; -1 = off",
+        ),
+        Setting(
+            kafka="delete.retention.ms",
+            parse=duration_ms,
+            default=86_400_000,
+            low=0,
+            meaning="a null value (tombstone) goes so long after the first pass that kept it",
+        ),
+        Setting(
             kafka="ring.bytes",
             parse=size_bytes,
             default=8 * MIB,
@@ -358,6 +414,31 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
             meaning="shared memory for the rings of one broker; -1 = its share of half of /dev/shm",
         ),
         Setting(
+            kafka="session.timeout.ms",
+            parse=duration_ms,
+            default=45_000,
+            low=6000,
+            high=300_000,
+            meaning="a group's member that no pidfd watches is dead after so long without a heartbeat; a static one "
+            "has so long to come back",
+        ),
+        Setting(
+            kafka="stalled.member.timeout.ms",
+            parse=duration_ms,
+            default=300_000,
+            low=6000,
+            extra=(-1,),
+            meaning="a member whose process lives, but is silent for so long, leaves its group; -1 = never",
+        ),
+        Setting(
+            kafka="offsets.retention.ms",
+            parse=duration_ms,
+            default=-1,
+            low=0,
+            extra=(-1,),
+            meaning="committed offsets of a group are dropped so long after its last member left; -1 = never",
+        ),
+        Setting(
             kafka="disk.budget.bytes",
             parse=size_bytes,
             default=-1,
@@ -388,8 +469,7 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
 NOT_BUILT = frozenset(
     native_name(k)
     for k in (
-        "cleanup.policy partitioner "
-        "min.cleanable.dirty.ratio min.compaction.lag.ms max.compaction.lag.ms delete.retention.ms "
+        "partitioner "
         "message.timestamp.type ring.mode replication.factor compression.type retention.check.ms "
         "max.clients fence.kill lane.bytes"
     ).split()
@@ -434,6 +514,11 @@ class TopicConfig:
     max_message_bytes: int = TOPIC_SETTINGS["max_message_bytes"].default
     max_uncompressed_bytes: int = TOPIC_SETTINGS["max_uncompressed_bytes"].default
     message_timestamp_after_max: int = TOPIC_SETTINGS["message_timestamp_after_max"].default
+    cleanup_policy: str = TOPIC_SETTINGS["cleanup_policy"].default
+    min_cleanable_dirty_ratio: float = TOPIC_SETTINGS["min_cleanable_dirty_ratio"].default
+    min_compaction_lag: int = TOPIC_SETTINGS["min_compaction_lag"].default
+    max_compaction_lag: int = TOPIC_SETTINGS["max_compaction_lag"].default
+    delete_retention: int = TOPIC_SETTINGS["delete_retention"].default
     ring_bytes: int = TOPIC_SETTINGS["ring_bytes"].default
 
     def __post_init__(self) -> None:
@@ -449,6 +534,16 @@ class TopicConfig:
                 f"max_uncompressed_bytes = {self.max_uncompressed_bytes}: must be at least "
                 f"max_message_bytes ({self.max_message_bytes})"
             )
+        if 0 <= self.max_compaction_lag < self.min_compaction_lag:
+            raise InvalidConfig(
+                f"max_compaction_lag = {self.max_compaction_lag}: must be -1 or at least "
+                f"min_compaction_lag ({self.min_compaction_lag})"
+            )
+
+    @property
+    def is_compacted(self) -> bool:
+        """Is only the newest record of each key kept? Then every record has a key."""
+        return "compact" in self.cleanup_policy
 
     @property
     def roll_after_ms(self) -> int:
@@ -476,6 +571,9 @@ class ClusterConfig:
     broker_heartbeat: int = CLUSTER_SETTINGS["broker_heartbeat"].default
     broker_hang_timeout: int = CLUSTER_SETTINGS["broker_hang_timeout"].default
     ring_budget_bytes: int = CLUSTER_SETTINGS["ring_budget_bytes"].default
+    session_timeout: int = CLUSTER_SETTINGS["session_timeout"].default
+    stalled_member_timeout: int = CLUSTER_SETTINGS["stalled_member_timeout"].default
+    offsets_retention: int = CLUSTER_SETTINGS["offsets_retention"].default
     disk_budget_bytes: int = CLUSTER_SETTINGS["disk_budget_bytes"].default
     disk_reserve_bytes: int = CLUSTER_SETTINGS["disk_reserve_bytes"].default
     request_memory_bytes: int = CLUSTER_SETTINGS["request_memory_bytes"].default

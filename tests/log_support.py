@@ -113,7 +113,7 @@ def read_stamped(log: Log, *, max_bytes: int = 1 << 20) -> list[Stamped]:
         data = log.read(offset, max_bytes=max_bytes, end_offset=log.log_end_offset)
         assert data, f"nothing at {offset} below {log.log_end_offset}"
         for position, header in iterate(data):
-            assert header.base_offset <= offset
+            assert header.base_offset <= offset or header.follows(offset)
             found.append((header, data[position : position + header.batch_size]))
             offset = header.end_offset
     return found

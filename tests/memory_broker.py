@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from node.assembly import Node, Ports, Start
+from node.io.liveness import Kernel, Opened
 from node.io.wire import Ready, Received
 from node.io.workers import Completion, Lane
 from node.metadata import Voting
 from node.rings import Rings
 from shmlog.clock import ManualClock
-from shmlog.log.storage import MemoryStorage
+from shmlog.log.cleaner import run_task
+from shmlog.log.cleaning_task import CleaningResult, CleaningTask
+from shmlog.log.storage import MemoryStorage, Storage
 from shmlog.protocol import header
 from shmlog.registry import MemoryList
 from shmlog.settings import ClusterConfig
@@ -31,10 +34,12 @@ class HandWire:
 
     def __init__(self) -> None:
         self.waiting: deque[Received] = deque()
+        self.readable: tuple[int, ...] = ()
         self.sent: list[tuple[bytes, list[bytes]]] = []
 
     def poll(self, timeout_ms: int) -> Ready:
-        return Ready(bool(self.waiting), False, jobs=True)
+        readable, self.readable = self.readable, ()
+        return Ready(bool(self.waiting), False, jobs=True, descriptors=readable)
 
     def watch(self, descriptor: int) -> None:
         pass
@@ -53,6 +58,9 @@ class HandWire:
 
     def receive(self) -> Received | None:
         return self.waiting.popleft() if self.waiting else None
+
+    def pid_of(self, sender: Any) -> int:
+        return int(sender or 0)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self.sent.append((client, list(frames)))
@@ -115,10 +123,13 @@ class HandWorkers:
         return []
 
 
-class _NoKernel:
+class NoOthers:
     """There are no other processes."""
 
     def open(self, broker: int, incarnation: int) -> int | None:
+        return None
+
+    def open_process(self, pid: int) -> Opened | None:
         return None
 
     def close(self, descriptor: int) -> None:
@@ -126,6 +137,19 @@ class _NoKernel:
 
     def is_blocked(self, broker: int) -> bool:
         return False
+
+
+class InlineCompactor:
+    """Passes in the worker that asks for them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def run(self, task: CleaningTask) -> CleaningResult:
+        return run_task(self._storage, task, lambda size: None)
+
+    def close(self) -> None:
+        pass
 
 
 class MemoryBroker:
@@ -143,6 +167,7 @@ class MemoryBroker:
         ring_budget: int = 0,
         shuffle: int | None = None,
         files_max: int = 1 << 20,
+        kernel: Kernel | None = None,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
@@ -160,8 +185,9 @@ class MemoryBroker:
                 self.wire,
                 self.workers,
                 self.clock,
-                _NoKernel(),
+                kernel or NoOthers(),
                 self.rings,
+                InlineCompactor(self.storage),
                 random.Random(7),
                 lambda: next(ids).to_bytes(16, "big"),
             ),

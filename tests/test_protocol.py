@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shmlog.errors import TABLE, Code, InvalidRequest, ServerError, ShmlogError, from_wire
 from shmlog.protocol import header
 from shmlog.protocol.header import Big, Codec, Octets
-from shmlog.protocol.messages import OPERATIONS, Envelope, FetchSimpleAnswer, ProduceSimple
+from shmlog.protocol.messages import Envelope, FetchSimpleAnswer, ProduceSimple
+from shmlog.protocol.operations import OPERATIONS
 
 VECTORS = Path(__file__).parent / "golden" / "protocol" / "headers.json"
 KINDS: dict[str, Any] = {
@@ -157,4 +158,4 @@ def test_the_table_of_errors_is_total_both_ways() -> None:
 
 def test_an_answer_without_headers_does_not_carry_them() -> None:
     fields = msgspec.structs.fields(FetchSimpleAnswer)
-    assert [f.name for f in fields if not f.required] == ["headers"]
+    assert [f.name for f in fields if not f.required] == ["headers", "offsets"]

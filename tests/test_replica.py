@@ -6,7 +6,15 @@ import tracemalloc
 
 import pytest
 
-from node.core.replica.follower import Follower, State, Truncation, may_cut, plan_truncation
+from node.core.replica.follower import (
+    Compacted,
+    Follower,
+    State,
+    Truncation,
+    is_stale,
+    may_cut,
+    plan_truncation,
+)
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader, Proposal
 
@@ -559,3 +567,41 @@ def test_an_error_sends_a_follower_where_it_can_go_on() -> None:
     assert replica.state is State.WAITING
     replica.follow(2, 6, True)
     assert replica.wants_epochs
+
+
+def test_a_follower_that_missed_a_dropped_tombstone_begins_anew_whatever_it_has_committed() -> None:
+    replica = Follower(high_watermark=9)
+    replica.follow(0, 5, True)
+    replica.asked(1)
+    plan = replica.handle_epochs(1, 5, [(1, 0)], 30, 2, [(1, 0)], 9, Compacted(10, 0))
+    assert plan == Truncation(2, anew=True)
+    assert replica.state is State.TRUNCATING
+    assert replica.tombstones_known == 10
+    replica.truncated()
+    assert (replica.state, replica.high_watermark) == (State.FETCHING, 2)
+
+
+def test_who_has_seen_every_tombstone_goes_on_where_it_was() -> None:
+    replica = Follower(high_watermark=9)
+    replica.follow(0, 5, True)
+    replica.asked(1)
+    plan = replica.handle_epochs(1, 5, [(1, 0)], 30, 0, [(1, 0)], 10, Compacted(10, 8))
+    assert plan == Truncation(10)
+
+
+def test_records_that_were_dropped_for_what_an_election_gave_up_are_copied_again() -> None:
+    mine = [(1, 0), (2, 5)]
+    assert is_stale(Truncation(6), Compacted(0, 7), mine, 9, recovery_epoch=3)
+    assert not is_stale(Truncation(7), Compacted(0, 7), mine, 9, recovery_epoch=3)
+    assert not is_stale(Truncation(6), Compacted(0, 7), mine, 9, recovery_epoch=-1)
+
+
+def test_tombstones_wait_for_the_slowest_follower_that_lives() -> None:
+    ledger = leader(isr=(0, 1))
+    assert ledger.lowest_end == 0
+    report(ledger, 1, 7)
+    assert ledger.lowest_end == 0  # nothing is known of broker 2
+    report(ledger, 2, 4)
+    assert ledger.lowest_end == 4
+    ledger.see_brokers({**SOUND, 2: BrokerFact(102, fit=False)}, 0)
+    assert ledger.lowest_end == 7

@@ -13,6 +13,7 @@ from node.replication import FETCH_WAIT_MS, QUIET_WAIT_MS, Replication
 from shmlog.clock import NS_PER_MS
 from shmlog.errors import Code
 from shmlog.ids import TopicPartition
+from shmlog.log.cleaning import Compaction
 from shmlog.protocol import peers
 
 TOPIC = b"t" * 16
@@ -25,7 +26,7 @@ class LedPartition:
         self.leader = object()
         self.leader_epoch = 3
         self.high_watermark = self.log_start = 0
-        self.log = SimpleNamespace(log_end_offset=10)
+        self.log = SimpleNamespace(log_end_offset=10, compaction=Compaction())
         self.reads: list[int] = []
 
     def report(self, *_: object, **__: object) -> bool:
@@ -129,6 +130,27 @@ def test_what_is_kept_is_bounded_and_let_go_of_when_nobody_follows_closely(
     assert leader.partition.reads == [0, 1, 2, 0, 0]
 
 
+def test_who_has_not_seen_a_dropped_tombstone_is_sent_back_to_the_epoch_question() -> None:
+    leader = Leader()
+    leader.partition.log.compaction = Compaction(tombstones_dropped=8)
+
+    def fetched(position: int, known: int) -> int:
+        wanted = peers.FetchPosition(
+            TOPIC, 0, 3, position, position, "os", 3, tombstones_known=known
+        )
+        fetch = peers.ReplicaFetch(seq=1, partitions=[wanted], max_wait_ms=FETCH_WAIT_MS)
+        fetch.broker, fetch.incarnation = 1, 1
+        leader.replication.handle_fetch(fetch, 0)
+        leader.replication.turn(0)
+        error: int = leader.sent[-1][1].partitions[0].error
+        return error
+
+    assert fetched(7, 0) == 1
+    assert fetched(7, 7) == 1
+    assert fetched(7, 8) == 0  # it began anew since
+    assert fetched(8, 0) == 0
+
+
 class FollowedPartition:
     """A partition that is followed, fetching at 0."""
 
@@ -141,7 +163,7 @@ class FollowedPartition:
         self.log_start = self.high_watermark = 0
         self.log = SimpleNamespace(log_end_offset=0, epochs=SimpleNamespace(last_epoch=3))
 
-    def append_replica(self, frame: bytes) -> None:
+    def append_replica(self, frame: bytes, compacted_below: int) -> None:
         pass
 
 

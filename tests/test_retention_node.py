@@ -282,11 +282,11 @@ def test_a_clock_that_jumps_deletes_nothing_for_ten_minutes(
     wait(broker, 590, 10)
     assert part(broker).log_start == 0
     assert [name for name, _ in events if "wall clock" in name] == [
-        "wall clock was set: retention by time pauses"
+        "wall clock was set: deleting by time pauses"
     ]
     wait(broker, 30, 10)
     assert part(broker).log_start == 3
-    assert ("retention by time goes on", {}) in events
+    assert ("deleting by time goes on", {}) in events
 
 
 def test_size_and_age_go_on_while_time_pauses(broker: MemoryBroker) -> None:

@@ -172,7 +172,7 @@ REGRESSIONS = {
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
 def test_what_a_life_has_shown_stays_mended(seed: int) -> None:
-    assert live(seed, options_of(seed, retention=False))[0].violation is None
+    assert live(seed, options_of(seed, later=False))[0].violation is None
 
 
 @pytest.mark.parametrize(

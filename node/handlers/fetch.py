@@ -190,13 +190,13 @@ class FetchWait:
         try:
             partition, diverging = self._find(request)
             if diverging is not None:
-                self._answer_simple(request, partition, _Opened(), diverging)
+                self._answer_simple(request, partition, _Opened(request.offset), diverging)
                 return True
             there = request.offset < partition.high_watermark
             if not (there or last):
                 return False
             if not there or request.max_bytes == 0:
-                self._answer_simple(request, partition, _Opened())
+                self._answer_simple(request, partition, _Opened(request.offset))
                 return True
             limit = min(request.max_bytes, SIMPLE_BYTES_MAX)
             wanted_size = self._size_wanted([request], limit)
@@ -210,6 +210,7 @@ class FetchWait:
         self._context.simple_records += opened.count
         if (
             opened.size < wanted_size
+            and (opened.count or opened.next_offset == request.offset)  # else: move on
             and opened.count < SIMPLE_RECORDS_MAX
             and not last
             and self._size_there([request], least=True) < wanted_size
@@ -226,9 +227,11 @@ class FetchWait:
         diverging: Divergence = None,
     ) -> None:
         assert self._exchange.id is not None
-        base = opened.base_offset if opened.count else request.offset
+        base, offsets = request.offset, opened.offsets
+        if offsets:
+            base = offsets[0]
         if diverging is not None:
-            base = min(base, diverging[1])
+            base = opened.next_offset = min(base, diverging[1])
         answer = FetchSimpleAnswer(
             id=self._exchange.id,
             error=0,
@@ -236,7 +239,7 @@ class FetchWait:
             partition=request.partition,
             base_offset=base,
             count=opened.count,
-            next_offset=base + opened.count,
+            next_offset=opened.next_offset,
             high_watermark=partition.high_watermark,
             log_start=partition.log_start,
             leader_epoch=partition.leader_epoch,
@@ -244,6 +247,7 @@ class FetchWait:
             null_values=opened.null_values,
             timestamps=opened.timestamps,
             headers=opened.headers if any(opened.headers) else None,
+            offsets=offsets if offsets and offsets[-1] - base >= len(offsets) else None,
         )
         if diverging is not None:
             epoch, end = diverging
@@ -270,13 +274,14 @@ def _diverged(wanted: FetchPartition, partition: Partition, epoch: int, end: int
 class _Opened:
     """Records taken out of batches, at most SIMPLE_RECORDS_MAX and a number of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int) -> None:
+        self.next_offset = offset
+        self.offsets: list[int] = []
         self.frames: list[bytes] = []
         self.timestamps: list[Big] = []
         self.null_keys: list[int] = []
         self.null_values: list[int] = []
         self.headers: list[list[tuple[str, Octets | None]]] = []
-        self.base_offset = -1
         self.size = 0
 
     @property
@@ -285,18 +290,19 @@ class _Opened:
 
     def add(self, batch: batches.RecordBatch, first: int, limit: int) -> bool:
         """Add the batch's records from index `first`; False when a limit is reached."""
-        if self.base_offset < 0:
-            self.base_offset = batch.base_offset + first
         stop = min(len(batch), first + SIMPLE_RECORDS_MAX - self.count)
         keys = batch.keys(first, stop)
         values = batch.values(first, stop)
         timestamps = batch.timestamps[first:stop].tolist()
+        offsets = batch.offsets[first:stop].tolist()
         for i, (key, value) in enumerate(zip(keys, values, strict=True)):
             found = batch.headers(first + i) if batch.has_headers else []
             size = len(key or b"") + len(value or b"")
             size += sum(len(name) + len(data or b"") + HEADER_OVERHEAD for name, data in found)
             if self.count and self.size + size > limit:
+                self.next_offset = offsets[i]
                 return False
+            self.offsets.append(offsets[i])
             if key is None:
                 self.null_keys.append(self.count)
             if value is None:
@@ -307,16 +313,16 @@ class _Opened:
             self.headers.append(
                 [(name, None if data is None else Octets(data)) for name, data in found]
             )
+        self.next_offset = batch.end_offset if stop == len(batch) else offsets[-1] + 1
         return stop == len(batch) and self.count < SIMPLE_RECORDS_MAX and self.size < limit
 
 
 def _open(data: bytes, offset: int, limit: int) -> _Opened:
-    opened = _Opened()
+    opened = _Opened(offset)
     view = memoryview(data)
     for position, header in batches.iterate(view):
-        first = max(0, offset - header.base_offset)
         batch = batches.RecordBatch(view[position : position + header.batch_size], header)
-        if not opened.add(batch, first, limit):
+        if not opened.add(batch, batch.index_at(offset), limit):
             break
     return opened
 

@@ -8,6 +8,7 @@ long holds up what others wait for:
     SYNC      two threads: fdatasync of different files overlaps
     FILES     one thread, which keeps file jobs in the order in which they were given
     OPEN      four threads: recovery at the start; logs do not know each other
+    COMPACT   one thread, which waits for the compactor's passes
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class Lane(enum.Enum):
     SYNC = "sync"
     FILES = "files"
     OPEN = "open"
+    COMPACT = "compact"
 
 
-THREADS = {Lane.METADATA: 1, Lane.SYNC: 2, Lane.FILES: 1, Lane.OPEN: 4}
+THREADS = {Lane.METADATA: 1, Lane.SYNC: 2, Lane.FILES: 1, Lane.OPEN: 4, Lane.COMPACT: 1}
 
 
 class Completion(NamedTuple):

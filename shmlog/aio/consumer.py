@@ -12,11 +12,23 @@ from shmlog.client import consumer
 from shmlog.client.arguments import Duration, optional_ns
 from shmlog.client.batch import Batch, Record
 from shmlog.client.engine import Engine
-from shmlog.clock import NS_PER_S
+from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import InvalidRequest, ShmlogError
 from shmlog.ids import TopicPartition
 
 OnError = Callable[[ShmlogError], None]
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., Any]) -> Callable[..., None]:
+    """`call`, done by the loop while the thread that asks for it waits."""
+
+    async def done(*args: Any, **kwargs: Any) -> None:
+        call(*args, **kwargs)
+
+    def ask(*args: Any, **kwargs: Any) -> None:
+        asyncio.run_coroutine_threadsafe(done(*args, **kwargs), loop).result()
+
+    return ask
 
 
 class _Core(consumer.Consumer):
@@ -31,6 +43,27 @@ class _Core(consumer.Consumer):
         """The batch that is handed out record by record, and how many were."""
         return self._batch, self._taken
 
+    @property
+    def has_news(self) -> bool:
+        """Does the group give or take partitions?"""
+        return self._member is not None and self._member.has_news
+
+    @property
+    def is_report_due(self) -> bool:
+        """Is it time to say how far the records of a batch are finished?"""
+        member = self._member
+        return member is not None and SYSTEM_CLOCK.monotonic_ns() >= member.membership.report_ns
+
+    def hold(self, batch: Batch, end: int | None) -> None:
+        """The application has this batch now, whole or (None) record by record."""
+        self._in_hand = (batch, end) if len(batch) else None
+
+    def follow(self) -> None:
+        """Take and give up partitions; asks brokers."""
+        with self._engine.lock:
+            self._follow()
+
+    finish = consumer.Consumer._finish
     rest = consumer.Consumer._rest
     next_batch = consumer.Consumer._next_batch
     keep = consumer.Consumer._keep
@@ -40,7 +73,8 @@ class Consumer(Face[_Core]):
     """Reads partitions: see shmlog.Consumer. For the tasks of one loop; one of them reads at a time.
 
     The loop watches the sockets. A read that is cancelled has handed out nothing: the next one gets
-    what it would have got. `on_error` is called in the loop.
+    what it would have got. `on_error`, `on_assign` and `on_revoke` are called in the loop, and must
+    not wait for this consumer.
     """
 
     @opens(consumer.Consumer)
@@ -63,6 +97,9 @@ class Consumer(Face[_Core]):
             if on_error is not None:
                 loop.call_soon_threadsafe(on_error, error)
 
+        for name in ("on_assign", "on_revoke"):
+            if options.get(name) is not None:
+                options[name] = _in_loop(loop, options[name])
         return _Core(*topics, on_error=tell, **options)
 
     # --- records
@@ -74,13 +111,19 @@ class Consumer(Face[_Core]):
     async def __anext__(self) -> Record:
         core = self.core
         while True:
+            if core.has_news or core.is_report_due:
+                core.finish()
+                if core.has_news:
+                    await self.ask(core.follow)
             batch, taken = core.hand
             if batch is None or taken >= len(batch):
+                core.finish()
                 batch = await self._read(None, True)
                 if batch is None:
                     raise StopAsyncIteration
                 taken = 0
                 core.keep(batch, 0)
+            core.hold(batch, None)
             if batch is not self._records_of or not taken:
                 rest = batch.part(taken, len(batch)) if taken else batch
                 self._records, self._records_of = iter(rest), batch
@@ -107,12 +150,17 @@ class Consumer(Face[_Core]):
     ) -> Batch | None:
         """What `batches` hands out next; None at the stop."""
         core = self.core
+        core.finish()
+        if core.has_news:
+            await self.ask(core.follow)
         batch = core.rest()
         if batch is None:
             batch = await self._read(timeout_ns, copy)
         if batch is not None and max_records is not None and len(batch) > max_records:
             core.keep(batch, max_records)
             batch = batch.part(0, max_records)
+        if batch is not None:
+            core.hold(batch, batch.end_offset)
         return batch
 
     # --- positions
@@ -127,6 +175,10 @@ class Consumer(Face[_Core]):
         return self.core.position(tp)
 
     seek = asked(consumer.Consumer.seek)
+    pause = asked(consumer.Consumer.pause)
+    resume = asked(consumer.Consumer.resume)
+    commit = asked(consumer.Consumer.commit)
+    committed = asked(consumer.Consumer.committed)
     lag = asked(consumer.Consumer.lag)
 
     # --- the reading

@@ -20,7 +20,7 @@ from shmlog.log.paths import parse_partition_dir
 from shmlog.log.verify import verify
 
 DAMAGED = 7
-NUMBERS = ("segments", "batches", "records", "bytes", "log_start", "end_offset")
+NUMBERS = ("segments", "batches", "records", "gaps", "bytes", "log_start", "end_offset")
 COLUMNS = (
     Column("partition"),
     *(Column(title, right=True) for title in NUMBERS),
@@ -105,6 +105,7 @@ def _verified(broker: int, data_dir: Path) -> Iterator[dict[str, Any]]:
             "segments": found.segments,
             "batches": found.batches,
             "records": found.records,
+            "gaps": found.gaps,
             "bytes": found.size_bytes,
             "log_start": found.log_start,
             "end_offset": found.end_offset,

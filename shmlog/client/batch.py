@@ -55,6 +55,7 @@ class Batch:
     """
 
     __slots__ = (
+        "_end",
         "_first",
         "_keys",
         "_offset",
@@ -86,6 +87,7 @@ class Batch:
         self._keys: Sequence[Any] | None = None
         self._records: RecordBatch | None = None
         self._first = self._stop = 0
+        self._end = first_offset
         self.partition = partition
         if piece is not None:
             header = piece.header
@@ -93,9 +95,10 @@ class Batch:
             if check_crc:
                 check_body_crc(piece.buffer, header)
             self._records = RecordBatch(piece.buffer, header, check_crc=False)
-            self._first = max(first_offset - header.base_offset, 0)
-            self._stop = min(end_offset - header.base_offset, header.record_count)
-            self._offset = header.base_offset + self._first
+            self._first = self._records.index_at(first_offset)
+            self._stop = max(self._first, self._records.index_at(end_offset))
+            self._end = min(max(end_offset, first_offset), header.end_offset)
+            self._offset = self._end if self._stop == self._first else self._offset_of(self._first)
 
     def part(self, start: int, stop: int) -> Batch:
         """Records start .. stop as a batch of their own, over the same bytes."""
@@ -103,8 +106,8 @@ class Batch:
         return Batch(
             self.topic,
             piece,
-            self._offset + start,
-            self._offset + min(stop, len(self)),
+            self.offset_at(start),
+            self.offset_at(stop),
             self._serdes,
             check_crc=False,
             partition=self.partition,
@@ -113,6 +116,19 @@ class Batch:
     def __len__(self) -> int:
         return self._stop - self._first
 
+    def _offset_of(self, index: int) -> int:
+        """The offset of a record, counted from the stored batch's first one."""
+        assert self._records is not None
+        if self._records.has_gaps:
+            return int(self._records.offsets[index])
+        return self._records.base_offset + index
+
+    def offset_at(self, index: int) -> int:
+        """The offset of record `index`; where there is none, `end_offset`."""
+        if index >= len(self):
+            return self._end
+        return self._offset_of(self._first + index)
+
     @property
     def base_offset(self) -> int:
         """The offset of the first record."""
@@ -120,8 +136,8 @@ class Batch:
 
     @property
     def end_offset(self) -> int:
-        """The offset after the last record."""
-        return self._offset + len(self)
+        """Where to read on: behind the last record, and behind what compaction has taken out there."""
+        return self._end
 
     @property
     def leader_epoch(self) -> int:
@@ -151,7 +167,11 @@ class Batch:
     @property
     def offsets(self) -> NDArray[np.int64]:
         """The offset of each record."""
-        return np.arange(self._offset, self.end_offset, dtype=np.int64)
+        if self._records is None:
+            return np.empty(0, np.int64)
+        if self._records.has_gaps:
+            return self._records.offsets[self._first : self._stop]
+        return np.arange(self._offset, self._offset + len(self), dtype=np.int64)
 
     @property
     def timestamps(self) -> NDArray[np.int64]:
@@ -256,7 +276,7 @@ class Batch:
         return Record(
             self.topic,
             self.partition,
-            self._offset + index,
+            self.offset_at(index),
             int(self.timestamps[index]),
             self.keys[index],
             self.values[index],
@@ -275,7 +295,7 @@ class Batch:
             Record,
             repeat(self.topic),
             repeat(self.partition),
-            range(self._offset, self.end_offset),
+            self.offsets.tolist() if records.has_gaps else range(self._offset, self._end),
             self.timestamps.tolist(),
             self.keys,
             self.values,

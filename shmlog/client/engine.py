@@ -109,6 +109,12 @@ class Engine:
                 else:
                     session.received(endpoint, answer, now)
 
+    def wake(self) -> None:
+        """End a `pump` of another thread, without an answer. From any thread."""
+        transport = self._transport
+        if transport is not None:
+            transport.wake()
+
     def wait(self, done: Callable[[], bool], deadline_ns: int) -> bool:
         """Pump until `done()`; False if the deadline passes first."""
         while not done():
@@ -118,14 +124,18 @@ class Engine:
             self.pump(left)
         return True
 
-    def ask(self, message: Request, timeout_ns: int = API_TIMEOUT_NS) -> Any:
-        """The answer of any broker. Raises what the broker or the deadline says."""
+    def ask(
+        self, message: Request, timeout_ns: int = API_TIMEOUT_NS, *, endpoint: str | None = None
+    ) -> Any:
+        """The answer of any broker, `endpoint` first. Raises what the broker or the deadline says."""
         with self.lock:
             self.check()
             outcomes: list[Outcome] = []
             now = self.now()
             deadline_ns = now + timeout_ns
-            self.session.call(message, lambda o, _: outcomes.append(o), now, deadline_ns)
+            self.session.call(
+                message, lambda o, _: outcomes.append(o), now, deadline_ns, endpoint=endpoint
+            )
             self.wait(lambda: bool(outcomes), deadline_ns + NS_PER_S)
             if not outcomes:
                 raise RequestTimedOut(f"{message.op}: no answer within {timeout_ns / NS_PER_S:g} s")
@@ -133,6 +143,36 @@ class Engine:
             if error is not None:
                 raise error
             return outcomes[0].answer
+
+    def ask_brokers(
+        self, message: Callable[[], Request], timeout_ns: int = API_TIMEOUT_NS
+    ) -> list[Any]:
+        """The answers of all brokers that live, all of them as long as none of them goes meanwhile."""
+        with self.lock:
+            deadline_ns, attempts = self.now() + timeout_ns, 0
+            while True:
+                living = [b for b in self.refresh([], timeout_ns).brokers if b.alive]
+                outcomes = self._ask_each([b.endpoint for b in living], message(), deadline_ns)
+                error = next((o.error for o in outcomes if o.error is not None), None)
+                if error is None and len(outcomes) == len(living):
+                    return [outcome.answer for outcome in outcomes]
+                if self.now() >= deadline_ns or (error is not None and not error.retriable):
+                    raise error or RequestTimedOut("not every broker answered in time")
+                attempts += 1
+                pause_ns = self.session.backoff.ns(attempts)
+                self.wait(lambda: False, min(self.now() + pause_ns, deadline_ns))
+
+    def _ask_each(
+        self, endpoints: Sequence[str], message: Request, deadline_ns: int
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        now = self.now()
+        timeout_ns = min(max(deadline_ns - now, NS_PER_MS), self.session.request_timeout_ns)
+        for endpoint in endpoints:
+            done = functools.partial(_keep, outcomes)
+            self.session.submit(endpoint, message, (), done, now, timeout_ns=timeout_ns)
+        self.wait(lambda: len(outcomes) == len(endpoints), deadline_ns)
+        return outcomes
 
     def refresh(
         self, topics: Sequence[str] | None, timeout_ns: int = API_TIMEOUT_NS
@@ -218,6 +258,10 @@ class Engine:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
+
+
+def _keep(outcomes: list[Outcome], outcome: Outcome, _: int) -> None:
+    outcomes.append(outcome)
 
 
 class _Gathering:

@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from shmlog.log.cleaning import Compaction
 from shmlog.log.storage import Storage
 from shmlog.records.compression import crc32c
 
@@ -33,6 +34,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     `level`: the durability by which the replica has counted what it reported; "os" where it is not known.
     `lossy`: it may lack something it reported, and the cluster has not taken note of that yet.
+    `compaction`: see cleaning.py. What it says was dropped is written before anything is.
     """
 
     topic_id: bytes
@@ -41,6 +43,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     recovery_point: int
     level: Level = "os"
     lossy: bool = False
+    compaction: Compaction = Compaction()
 
 
 class EpochTable(msgspec.Struct, frozen=True):

@@ -47,8 +47,12 @@ def reserve(segment: Segment, size: int) -> None:
 def remove_all(storage: Storage, directory: str, segments: Sequence[Segment]) -> None:
     """Remove every segment. The oldest goes last: alone it ends at or above the log start."""
     names = storage.list(directory)
+    for name in names:
+        if name.endswith(paths.CLEANED):
+            storage.unlink(f"{directory}/{name}")
+    known = {segment.base_offset for segment in segments}
     for base in sorted(b for b in map(paths.parse_segment_log, names) if b is not None):
-        if base < segments[0].base_offset:  # trimmed, but for lack of space not removed yet
+        if base not in known:  # trimmed or replaced, but for lack of space not removed yet
             storage.unlink(f"{directory}/{paths.segment_index(base)}")
             storage.unlink(f"{directory}/{paths.segment_log(base)}")
     for segment in reversed(segments[1:]):

@@ -9,7 +9,8 @@ their order. Until it has returned the log is that worker's: nobody appends, rea
 vouch for nothing behind it.
 
 Invariants: log_start_offset <= synced_end_offset <= log_end_offset; the recovery point on disk never exceeds
-the synced end; offsets are contiguous over all segments, and leader epochs never fall.
+the synced end; offsets are contiguous over all segments, but for gaps that compaction has left and declared,
+and leader epochs never fall.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
+
 from shmlog.clock import NS_PER_MS
 from shmlog.errors import CorruptLog, DiskFull, OffsetOutOfRange
 from shmlog.log import cutting, opened, paths
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
+from shmlog.log.cleaning import Compaction, Plan
+from shmlog.log.cleaning_task import CleaningTask
 from shmlog.log.jobs import (
     AllocationJob,
     CallJob,
@@ -38,6 +43,7 @@ from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, Place, Segment
 from shmlog.log.small_files import SmallFiles
 from shmlog.log.storage import Buffer, Storage
+from shmlog.log.swapping import SegmentSwaps
 from shmlog.records.header import BatchHeader
 from shmlog.settings import MIB, TopicConfig
 
@@ -67,6 +73,8 @@ class Log:
         self._segments: list[Segment] = []
         self._dirty: dict[Segment, None] = {}
         self._reader = LogReader(self._segments, self._dirty, topic_id)
+        self.swaps = SegmentSwaps(storage, directory, self._segments, self._dirty)
+        self.compaction = Compaction()
         self._files = SmallFiles(storage, directory)
         self._directory_dirty = False
         self._epochs_dirty = False
@@ -120,6 +128,7 @@ class Log:
         log.epochs, log._epochs_dirty = found.epochs, found.epochs_dirty
         log.producers, log.recovery = found.producers, found.report
         log.log_start_offset = found.log_start
+        log.compaction = found.compaction
         log._level, log._lossy = found.level, replicated and found.report.lossy
         # Alone, everything that is there was committed; with others only the leader can say.
         log._high_watermark = found.report.high_watermark if replicated else log.log_end_offset
@@ -176,6 +185,11 @@ class Log:
         return size
 
     @property
+    def generation(self) -> int:
+        """How often the log has been cut or begun anew since it was opened."""
+        return self._generation
+
+    @property
     def open_files(self) -> int:
         """Descriptors that this log holds."""
         return sum(segment.is_open for segment in self._segments)
@@ -203,12 +217,12 @@ class Log:
     # -- append ---------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[tuple[BatchHeader, Buffer]], now_ns: int) -> None:
-        """Write stamped batches, contiguous from `log_end_offset`: one write a segment.
+        """Write stamped batches that follow `log_end_offset` and each other: one write a segment.
 
         Each has its own leader epoch; the history learns of those that are new.
         Raises: DiskFull: nothing has changed. OSError: the broker must end.
         """
-        assert batches[0][0].base_offset == self.log_end_offset, (
+        assert batches[0][0].follows(self.log_end_offset), (
             f"batch at {batches[0][0].base_offset}, the log ends at {self.log_end_offset}"
         )
         last_epoch = self.epochs.last_epoch
@@ -241,7 +255,7 @@ class Log:
 
     def _append_all(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         active = self._segments[-1]
-        start, size = 0, active.size
+        start, size, end_offset = 0, active.size, self.log_end_offset
         first_ns, last_ns = active.first_append_time_ns, active.last_append_time_ns
         age_ns, size_max = self.config.roll_after_ms * NS_PER_MS, self.config.segment_bytes
         for place, (header, _) in enumerate(batches):
@@ -249,12 +263,13 @@ class Log:
             in_time = last_ns <= header.append_time_ns < first_ns + age_ns
             if size and (size + header.batch_size > size_max or not in_time):
                 self._write(batches[start:place])
-                self._begin_segment(header.base_offset)
+                self._begin_segment(end_offset)
                 start, size = place, 0
             if not size:
                 first_ns = header.append_time_ns
             last_ns = header.append_time_ns
             size += header.batch_size
+            end_offset = header.end_offset
         self._write(batches[start:])
 
     def roll(self) -> None:
@@ -493,6 +508,7 @@ class Log:
             recovery_point=self.synced_end_offset,
             level=self._level,
             lossy=self._lossy,
+            compaction=self.compaction,
         )
 
     def checkpoint_job(self, high_watermark: int) -> CheckpointJob | None:
@@ -564,6 +580,39 @@ class Log:
         self._checkpointed = self._snapshot_handed_out = None
         self._epochs_dirty = True
 
+    # -- compaction -----------------------------------------------------------------------------------
+
+    @property
+    def first_active_time_ns(self) -> int:
+        """Append time of the first batch of the active segment; -1 if it has none."""
+        active = self._segments[-1]
+        return active.first_append_time_ns if active.size else -1
+
+    def cleaning_task(self, plan: Plan) -> CleaningTask:
+        """A pass for the cleaner."""
+        return CleaningTask(
+            directory=self.directory,
+            topic_id=self.topic_id,
+            partition=self.partition,
+            groups=[[(s.base_offset, s.size) for s in group] for group in plan.groups],
+            map_from=plan.map_from,
+            end_offset=plan.end_offset,
+            tombstones_below=plan.tombstones_below,
+            headers_kept=self.producers.newest_below(plan.end_offset),
+            index_interval_bytes=self.config.index_interval_bytes,
+        )
+
+    def drop_tombstones(self, end_offset: int) -> CheckpointJob:
+        """Some below `end_offset` are about to go. The job makes that durable: before any of them does."""
+        dropped = max(self.compaction.tombstones_dropped, end_offset)
+        self.compaction = msgspec.structs.replace(self.compaction, tombstones_dropped=dropped)
+        return self._planned_checkpoint(twice=True)
+
+    def copied_from_compacted(self, end_offset: int) -> None:
+        """What is appended comes from a log that is compacted up to `end_offset`."""
+        if end_offset > max(self.compaction.compacted_below, self.log_end_offset):
+            self.compaction = msgspec.structs.replace(self.compaction, compacted_below=end_offset)
+
     # -- the log's start ------------------------------------------------------------------------------
 
     def set_log_start(self, offset: int) -> None:
@@ -628,10 +677,11 @@ class Log:
         self._reserve()
         self._vouch_below(offset)
 
-    def start_anew(self, offset: int) -> None:
+    def start_anew(self, offset: int, tombstones_dropped: int = 0) -> None:
         """Empty the log and let it begin at `offset`: T1. In a worker, see above.
 
-        Epochs and producer states go too. Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
+        Epochs and producer states go too. `tombstones_dropped`: by the log that is copied from now on.
+        Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
         """
         # Were this to stop halfway, the next start must find the producers of what is still there.
         start = min(self.log_start_offset, self.synced_end_offset)
@@ -641,6 +691,7 @@ class Log:
             producers = Snapshot(start, {})  # damaged: one more reason to begin anew
         self._cut_small_files(start, EpochHistory(), producers)
         self.producers = ProducerStates()
+        self.compaction = Compaction(tombstones_dropped=tombstones_dropped)
         self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})
         self._begin_at(offset)
         self._files.replace_producers(self._snapshot)
@@ -670,6 +721,7 @@ class Log:
         self._vouch_below(offset)
         before = self._high_watermark, self._snapshot
         self._high_watermark, self._snapshot = min(self._high_watermark, offset), snapshot
+        self.compaction = self.compaction.cut(offset)
         value = self._checkpoint_value()
         try:
             self._files.cut(value, EpochTable(list(epochs.entries)), snapshot)

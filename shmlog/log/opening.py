@@ -22,12 +22,15 @@ from shmlog.errors import CorruptLog
 from shmlog.log import checkpoint, paths, recovery
 from shmlog.log import opened as marks
 from shmlog.log.checkpoint import Checkpoint, EpochHistory, EpochTable, Level
+from shmlog.log.cleaning import Compaction
 from shmlog.log.producers import ProducerStates
 from shmlog.log.recovery import Damage, RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, WALK_BYTES, Segment
 from shmlog.log.small_files import SmallFiles
 from shmlog.log.storage import Storage
+from shmlog.log.swapping import begun_swaps, finish_swap
 from shmlog.records.header import BatchHeader
+from shmlog.records.layout import FLAGS_OF_COMPACTION
 from shmlog.settings import MIB, TopicConfig
 
 
@@ -52,6 +55,7 @@ class Opened:
     epochs: EpochHistory = field(default_factory=EpochHistory)
     epochs_dirty: bool = False
     producers: ProducerStates = field(default_factory=ProducerStates)
+    compaction: Compaction = field(default_factory=Compaction)
     checkpoint: Checkpoint | None = None  # the newest generation, if it is in its place
     level: Level = "os"
     report: RecoveryReport = field(default_factory=RecoveryReport)
@@ -120,6 +124,8 @@ class Opening:
         if not self._storage.exists(self._directory):
             self._storage.make_dir(self._directory)
             self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
+        for base, end in begun_swaps(self._storage, self._directory):
+            finish_swap(self._storage, self._directory, base, end)
         bases = self._bases()
         self._load(bases)
         if lost:
@@ -386,7 +392,7 @@ class Opening:
         for name in names:
             base = paths.parse_segment_index(name)
             orphan = base is not None and paths.segment_log(base) not in names
-            half = name.endswith(".log.new")
+            half = name.endswith((".log.new", paths.CLEANED))
             if name == paths.SPARE or orphan or half:
                 self._storage.unlink(f"{self._directory}/{name}")
 
@@ -395,6 +401,7 @@ class Opening:
     def _derive(self) -> None:
         self._recover_epochs()
         self._recover_producers()
+        self._recover_compaction()
 
     def _recover_epochs(self) -> None:
         # Written before the checkpoint whose recovery point this is: below it the table has all there is. An
@@ -434,6 +441,15 @@ class Opening:
         files.forget_snapshots_behind(
             opened.end_offset, opened.producers.snapshot(opened.end_offset)
         )
+
+    def _recover_compaction(self) -> None:
+        opened = self._opened
+        if self._found is not None:
+            opened.compaction = self._found.compaction.cut(opened.end_offset)
+        elif any(h.flags & FLAGS_OF_COMPACTION for h in headers_from(opened.segments, 0)):
+            # Nothing says any more what was dropped: it may have been anything.
+            end = opened.end_offset
+            opened.compaction = Compaction(tombstones_dropped=end, compacted_below=end)
 
     def _rewrite(self) -> None:
         """Write what lies above the recovery point once more, so that the next sync covers it.

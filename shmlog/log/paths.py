@@ -8,6 +8,8 @@ broker-N/
     checkpoint                    topic id, log start, high watermark, recovery point
     producers                     idempotence state as of an offset
     *.previous, *.new             the generation before; one being written
+    *.log.cleaned, *.index.cleaned  what the cleaner makes of segments; removed at the next start
+    BASE-END.log.swap             one of them that is about to take the place of those segments
     spare                         preallocated: the next segment, before its base offset is known
     *.log.corrupt, .corrupt.N     damaged segments and what lay behind them; kept
   quorum                          the metadata quorum's term, and this voter's vote in it
@@ -31,6 +33,8 @@ SPARE = "spare"
 OPENED = "opened"
 NAME_MAX = 255  # bytes of a file name (NAME_MAX of limits.h)
 _SEGMENT = re.compile(r"(\d{20})\.log")
+_SWAP = re.compile(r"(\d{20})-(\d{20})\.log\.swap")
+CLEANED = ".cleaned"
 _INDEX = re.compile(r"(\d{20})\.index")
 _PARTITION = re.compile(r"([A-Za-z0-9._-]{1,249})-(\d{1,4})")
 
@@ -66,6 +70,27 @@ def parse_segment_index(name: str) -> int | None:
     """The base offset in an index's file name; None if it is none."""
     match = _INDEX.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def cleaned_log(base_offset: int) -> str:
+    """What the cleaner makes of segments that begin at `base_offset`."""
+    return segment_log(base_offset) + CLEANED
+
+
+def cleaned_index(base_offset: int) -> str:
+    """Its index."""
+    return segment_index(base_offset) + CLEANED
+
+
+def swap_log(base_offset: int, end_offset: int) -> str:
+    """The same once it is to take the place of the segments up to `end_offset`."""
+    return f"{base_offset:020d}-{end_offset:020d}.log.swap"
+
+
+def parse_swap_log(name: str) -> tuple[int, int] | None:
+    """(base offset, end offset) of such a name; None if it is none."""
+    match = _SWAP.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def corrupt(path: str, number: int) -> str:

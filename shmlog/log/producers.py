@@ -122,7 +122,7 @@ class ProducerStates:
                     f"sequence {first}, not 0"
                 )
             return None
-        last = _sequence_after(first, header.record_count - 1)
+        last = _sequence_after(first, header.last_offset_delta)
         for batch in known.batches:
             if batch.first_sequence == first and batch.last_sequence == last:
                 return Duplicate(batch.base_offset, batch.append_time_ns)
@@ -141,7 +141,7 @@ class ProducerStates:
         if producer_id < 0:
             return None
         known = self._producers.get(producer_id)
-        last = _sequence_after(header.base_sequence, header.record_count - 1)
+        last = _sequence_after(header.base_sequence, header.last_offset_delta)
         batch = Remembered(header.base_sequence, last, base_offset, append_time_ns)
         same = known is not None and known.epoch == header.producer_epoch
         window = (*known.batches, batch)[-WINDOW:] if same and known is not None else (batch,)
@@ -187,6 +187,11 @@ class ProducerStates:
             del self._used_ns[producer_id], self._producers[producer_id]
             count += 1
         return count
+
+    def newest_below(self, end_offset: int) -> list[int]:
+        """Base offsets of the batches below `end_offset` that are their producer's newest: their headers must stay."""
+        newest = (producer.batches[-1].base_offset for producer in self._producers.values())
+        return sorted(offset for offset in newest if offset < end_offset)
 
     def snapshot(self, end_offset: int) -> Snapshot:
         """All of it, as a value."""

@@ -84,7 +84,7 @@ class LogReader:
         try:
             for found in segment.walk(place, read_bytes=window_bytes):
                 header, place = found.header, found.position
-                if header.base_offset != expected or header.topic_id != self._topic_id:
+                if not header.follows(expected) or header.topic_id != self._topic_id:
                     reason = f"a batch at offset {header.base_offset}, expected {expected}"
                     return pieces, place, expected, reason
                 if pieces and (expected >= end_offset or size + header.batch_size > max_bytes):
@@ -133,7 +133,7 @@ class LogReader:
         """Keep few descriptors of sealed segments open; never close one that waits for a sync."""
         opened = [s for s in self._segments[:-1] if s.is_open and s not in self._waiting]
         for segment in opened[: max(0, len(opened) - SEALED_OPEN_MAX)]:
-            if segment is not used and segment.index_saved:
+            if segment is not used and segment.index_saved and not segment.swapping:
                 segment.close()
 
     def offset_for_time(
@@ -177,12 +177,12 @@ class LogReader:
             newest_ns = max(newest_ns, header.max_timestamp_ns)
             if header.max_timestamp_ns < timestamp_ns:
                 continue
-            times = RecordBatch(data, header, check_crc=False).timestamps
-            first = max(0, log_start - header.base_offset)
+            batch = RecordBatch(data, header, check_crc=False)
+            times, first = batch.timestamps, batch.index_at(log_start)
             hits = (times[first:] >= timestamp_ns).nonzero()[0]
             if len(hits):
                 index = first + int(hits[0])
-                return header.base_offset + index, int(times[index])
+                return int(batch.offsets[index]), int(times[index])
         segment.index.learn(stretch.place, newest_ns)
         return None
 

@@ -12,8 +12,8 @@ def check_replica_batches(
 ) -> list[tuple[BatchHeader, memoryview]]:
     """The batches in `data`, each with a view of its bytes; none if there are no bytes.
 
-    They begin at `expected_offset` without a gap, belong to this partition, their epochs do not fall (from
-    `last_epoch` on), both CRCs fit, and nothing is left over.
+    They begin at `expected_offset`, without a gap but where one is declared, belong to this partition, their
+    epochs do not fall (from `last_epoch` on), both CRCs fit, and nothing is left over.
     Raises: CorruptMessage: one of these does not hold.
     """
     view = memoryview(data)
@@ -41,7 +41,7 @@ def _fault(
 ) -> str:
     if (header.topic_id, header.partition) != (topic_id, partition):
         return f"it belongs to {header.topic_id.hex()}-{header.partition}"
-    if header.base_offset != expected_offset:
+    if not header.follows(expected_offset):
         return f"offset {header.base_offset}, expected {expected_offset}"
     if header.leader_epoch < last_epoch:
         return f"leader epoch {header.leader_epoch} behind {last_epoch}"

@@ -98,7 +98,7 @@ def scan(
         for found in segment.walk(0, end=file_size):
             header = found.header
             belongs = header.topic_id == topic_id and header.partition == partition
-            in_place = belongs and header.base_offset == expected
+            in_place = belongs and header.follows(expected)
             if not in_place or header.end_offset > mark:
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)

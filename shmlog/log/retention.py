@@ -58,7 +58,7 @@ class SegmentFacts(Protocol):
 
 def may_delete(config: TopicConfig) -> bool:
     """May retention take anything from a topic with these settings? The one place that says so."""
-    return True
+    return "delete" in config.cleanup_policy
 
 
 def is_internal(topic: str) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shmlog.errors import CorruptMessage, InvalidRecord
 from shmlog.log import paths
-from shmlog.log.index import SparseIndex
+from shmlog.log.index import IndexFile, SparseIndex
 from shmlog.log.storage import Buffer, File, Storage
 from shmlog.records.header import BatchHeader, decode_header, read_size
 from shmlog.records.layout import BATCH_SIZE_MAX, HEADER_SIZE
@@ -40,8 +40,9 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """Invariants: batches are contiguous in bytes [0, size) and in offsets [base_offset, end_offset); append times
-    never fall from one batch to the next (the log sees to it).
+    """Invariants: batches are contiguous in bytes [0, size) and, but for declared gaps, in offsets
+    [base_offset, end_offset). The last one always ends at `end_offset`, so segments have no gaps between them. Append
+    times never fall from one batch to the next (the log sees to it).
 
     Of an empty segment the first append time means nothing; the last one is that of the segment before.
     """
@@ -59,6 +60,7 @@ class Segment:
         self.allocated = 0
         self.first_append_time_ns = 0
         self.last_append_time_ns = 0
+        self.swapping = False  # its file has not got its name yet: the descriptor must stay
         self.index = SparseIndex(interval_bytes)
         self.index_saved = False
 
@@ -83,6 +85,10 @@ class Segment:
             self._file = self._storage.open(self._path, create=create, read_only=read_only)
         return self._file
 
+    def open_at(self, path: str) -> None:
+        """Take the file at `path`, read only; it will get this segment's name."""
+        self._file = self._storage.open(path, read_only=True)
+
     def append(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         """Write batches behind the last one, in one piece. On an OSError nothing here has changed."""
         self.file().pwrite([data for _, data in batches], self.size)
@@ -91,6 +97,8 @@ class Segment:
 
     def note(self, header: BatchHeader, position: int) -> None:
         """A batch lies at `position`, behind all others."""
+        if position == 0:
+            self.first_append_time_ns = header.append_time_ns
         self.index.add(header.base_offset, position, header.max_timestamp_ns)
         self.size = position + header.batch_size
         self.allocated = max(self.allocated, self.size)
@@ -197,12 +205,16 @@ class Segment:
         found = SparseIndex.decode(self.read_index())
         if found is None or found.end_offset != end_offset or found.size > self.file_size():
             return False
+        self.take_index(found)
+        return True
+
+    def take_index(self, found: IndexFile) -> None:
+        """The index of this segment's file, as it was saved: what it says of the file holds."""
         self.index, self.size, self.end_offset = found.sparse, found.size, found.end_offset
         self.first_append_time_ns = found.first_append_time_ns
         self.last_append_time_ns = found.last_append_time_ns
         self.allocated = self.size
         self.index_saved = True
-        return True
 
     def file_size(self) -> int:
         """Bytes of the file, whatever they hold; leaves no descriptor open."""

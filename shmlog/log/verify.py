@@ -1,8 +1,8 @@
 """Check the files of one partition and change nothing: CRCs, offsets, tags, epochs, the index.
 
-Batches are the truth: every one is read, both CRCs are checked, offsets and partition tags have to
-follow. Epochs and index are then held against them. Behind a damaged place the walk goes on at the
-next whole batch, so that one report names every damaged range.
+Batches are the truth: every one is read, both CRCs are checked, offsets (but for gaps that compaction
+has declared) and partition tags have to follow. Epochs and index are then held against them. Behind a
+damaged place the walk goes on at the next whole batch, so that one report names every damaged range.
 
 *Damage* is what recovery would not repair: bytes that are no batch where whole batches follow or
 where something was synced, a gap, an epoch that falls, an end below what was synced. A *note* is
@@ -21,6 +21,7 @@ from shmlog.log.index import SparseIndex
 from shmlog.log.producers import Snapshot
 from shmlog.log.segment import NOT_A_BATCH, Found, Segment
 from shmlog.log.storage import Storage
+from shmlog.log.swapping import begun_swaps
 from shmlog.records.header import BatchHeader, check_body_crc, check_header_crc
 
 _PARTITION = re.compile(r".+-(\d{1,4})")
@@ -34,6 +35,7 @@ class Verification:
     segments: int = 0
     batches: int = 0
     records: int = 0
+    gaps: int = 0  # batches with gaps in them or before them: compaction has taken records out
     size_bytes: int = 0
     log_start: int = 0
     end_offset: int = 0
@@ -56,12 +58,13 @@ class _Verifier:
         self._in_doubt = False  # behind damage the next offset is taken as it comes
         self._epoch = -1
         self._epochs: EpochHistory | None = None
+        self._swaps: dict[int, str] = {}
 
     def run(self) -> Verification:
         found = self._found
         known = self._load(paths.CHECKPOINT, Checkpoint)
         names = self._storage.list(self._directory)
-        bases = sorted(base for base in map(paths.parse_segment_log, names) if base is not None)
+        bases = self._bases(names)
         found.log_start = found.end_offset = bases[0] if bases else 0
         match = _PARTITION.fullmatch(self._directory.rpartition("/")[2])
         if known is None:
@@ -83,6 +86,17 @@ class _Verifier:
             )
         return found
 
+    def _bases(self, names: list[str]) -> list[int]:
+        """The segments as the next start will have them."""
+        bases = {base for base in map(paths.parse_segment_log, names) if base is not None}
+        for base, end in begun_swaps(self._storage, self._directory):
+            self._found.notes.append(
+                f"{self._directory}: a compacted segment waits to take the place of {base} to {end}"
+            )
+            bases = {other for other in bases if not base < other < end} | {base}
+            self._swaps[base] = f"{self._directory}/{paths.swap_log(base, end)}"
+        return sorted(bases)
+
     def _load(self, name: str, kind: type[checkpoint.Kind]) -> checkpoint.Kind | None:
         path = f"{self._directory}/{name}"
         if self._storage.exists(path) and checkpoint.read_one(self._storage, path, kind) is None:
@@ -101,6 +115,8 @@ class _Verifier:
         found.segments += 1
         self._in_doubt = False
         segment = Segment(self._storage, self._directory, base, 1)
+        if base in self._swaps:
+            segment.open_at(self._swaps[base])
         damage_before = len(found.damage)
         entries: dict[int, tuple[int, int]] = {}  # position: offset, newest timestamp before it
         newest_ns = -1
@@ -110,7 +126,7 @@ class _Verifier:
                 newest_ns = max(newest_ns, header.max_timestamp_ns)
         finally:
             segment.close()
-        if len(found.damage) == damage_before:
+        if len(found.damage) == damage_before and base not in self._swaps:
             self._index(segment, entries)
 
     def _batches(self, segment: Segment, *, last: bool) -> Iterator[Found]:
@@ -164,6 +180,9 @@ class _Verifier:
         self._in_doubt = False
         found.batches += 1
         found.records += header.record_count
+        found.gaps += (
+            header.base_offset > found.end_offset or header.record_count <= header.last_offset_delta
+        )
         found.size_bytes += header.batch_size
         found.end_offset = header.end_offset
         self._check_epoch(path, batch)
@@ -176,7 +195,7 @@ class _Verifier:
         end_offset = self._found.end_offset
         if header.base_offset < end_offset:
             return f"base offset {header.base_offset}, expected {end_offset}"
-        if header.base_offset > end_offset and not self._in_doubt:
+        if not header.follows(end_offset) and not self._in_doubt:
             self._found.end_offset = header.base_offset
             return f"base offset {header.base_offset}, expected {end_offset}"
         return ""

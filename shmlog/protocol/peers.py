@@ -270,8 +270,10 @@ class ProposeAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="propose_
 class FetchPosition(Struct, array_like=True):
     """One partition of a replica fetch. `stored_end` counts by `durability`; `last_epoch`: of the last batch.
 
-    `can_append` false: there is no space here, so nothing is to be sent. `log_start`: of the follower; a leader
-    whose own is higher answers at once. -1: not said.
+    `can_append` false: there is no space here (J6), so nothing is to be sent. `log_start`: of the follower; a leader
+    whose own is higher answers at once. -1: not said. `tombstones_known`: what the leader's answer to the epoch
+    question had as `tombstones_dropped`; if it has grown above the position since, that is answered 1, and the
+    follower asks and begins anew.
     """
 
     topic_id: bytes
@@ -283,6 +285,7 @@ class FetchPosition(Struct, array_like=True):
     last_epoch: int
     can_append: bool = True
     log_start: int = -1
+    tombstones_known: int = 0
 
 
 class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
@@ -301,7 +304,8 @@ class ReplicaFetch(PeerMessage, kw_only=True, omit_defaults=True, tag="fetch"):
 class FetchedPartition(Struct, array_like=True):
     """error 0: `size` bytes of whole batches stand in the next frame (none if 0).
 
-    A follower raises its log start to the leader's, `log_start`.
+    A follower raises its log start to the leader's, `log_start`. `compacted_below`: records that are gone from the
+    leader's log may have been replaced by any below it.
     """
 
     topic_id: bytes
@@ -311,6 +315,7 @@ class FetchedPartition(Struct, array_like=True):
     size: int
     high_watermark: int
     log_start: int
+    compacted_below: int = 0
 
 
 class ReplicaFetched(PeerMessage, kw_only=True, omit_defaults=True, tag="fetched"):
@@ -352,7 +357,11 @@ class EpochQuestion(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs")
 
 
 class PartitionEpochs(Struct, array_like=True):
-    """error 0: `entries` (leader epoch, start offset), both rising, up to `end_offset`."""
+    """error 0: `entries` (leader epoch, start offset), both rising, up to `end_offset`.
+
+    `tombstones_dropped`: no tombstone at or above it is missing in the leader's log. Who ends below it may have what
+    they deleted, and would never hear of it: it begins anew.
+    """
 
     topic_id: bytes
     partition: int
@@ -361,6 +370,7 @@ class PartitionEpochs(Struct, array_like=True):
     entries: list[tuple[int, int]]
     end_offset: int
     log_start: int
+    tombstones_dropped: int = 0
 
 
 class EpochAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs_answer"):

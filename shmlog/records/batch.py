@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _HEADERS = int(Flag.HEADERS)
+_OFFSETS = int(Flag.OFFSETS)
 
 
 def check_content(buffer: Buffer, header: BatchHeader) -> None:
@@ -106,18 +107,32 @@ class RecordBatch:
 
     @property
     def base_offset(self) -> int:
-        """The offset of the first record."""
+        """Where the batch begins: the offset of its first record, if compaction has left that one."""
         return self.header.base_offset
 
     @property
     def end_offset(self) -> int:
-        """The offset after the last record."""
+        """Where the batch ends: the offset after its last record, whether or not that one is left."""
         return self.header.end_offset
+
+    @property
+    def has_gaps(self) -> bool:
+        """Has compaction taken records out? Else record i is at `base_offset` + i."""
+        return bool(self.header.flags & _OFFSETS)
 
     @property
     def offsets(self) -> NDArray[np.int64]:
         """The offset of each record."""
-        return np.arange(self.base_offset, self.end_offset, dtype=np.int64)
+        deltas = self._open().offsets if self.has_gaps else None
+        if deltas is None:
+            return np.arange(self.base_offset, self.end_offset, dtype=np.int64)
+        return deltas + np.int64(self.base_offset)
+
+    def index_at(self, offset: int) -> int:
+        """The index of the first record at or above `offset`; len(self) if all lie below."""
+        if not self.has_gaps:
+            return min(max(offset - self.base_offset, 0), len(self))
+        return int(np.searchsorted(self.offsets, offset))
 
     @property
     def timestamps(self) -> NDArray[np.int64]:
@@ -151,6 +166,13 @@ class RecordBatch:
         start, stop = self._bounds(start, stop)
         column = self._open().keys
         return [None] * (stop - start) if column is None else column.items(start, stop)
+
+    def null_values(self) -> NDArray[np.intp]:
+        """The indices of the records whose value is null."""
+        column = self._open().values
+        if column is None or column.validity is None:
+            return np.empty(0, np.intp)
+        return column.nulls(0, len(self))
 
     def headers(self, index: int) -> list[tuple[str, bytes | None]]:
         """The headers of record `index`, in the order the producer gave."""

@@ -23,6 +23,7 @@ _KEYS = int(Flag.KEYS)
 _KEY_NULLS = int(Flag.KEY_NULLS)
 _VALUE_NULLS = int(Flag.VALUE_NULLS)
 _HEADERS = int(Flag.HEADERS)
+_OFFSETS = int(Flag.OFFSETS)
 
 
 class VariableColumn:
@@ -67,7 +68,16 @@ class VariableColumn:
 class Columns:
     """The columns of one batch over `data`, which is columns_size bytes of readable memory."""
 
-    __slots__ = ("_data", "_place", "deltas", "fixed_values", "headers", "keys", "values")
+    __slots__ = (
+        "_data",
+        "_place",
+        "deltas",
+        "fixed_values",
+        "headers",
+        "keys",
+        "offsets",
+        "values",
+    )
 
     def __init__(self, header: BatchHeader, data: memoryview) -> None:
         count, flags = header.record_count, header.flags
@@ -76,6 +86,7 @@ class Columns:
         self.keys: VariableColumn | None = None
         self.values: VariableColumn | None = None
         self.headers: VariableColumn | None = None
+        self.offsets: NDArray[np.int32] | None = None
         self.fixed_values = memoryview(b"")
         if flags & _TIMESTAMPS:
             self.deltas = self._deltas(count, header.max_timestamp_ns - header.base_timestamp_ns)
@@ -85,6 +96,8 @@ class Columns:
             self.values = self._positions("value", count, flags & _VALUE_NULLS)
         if flags & _HEADERS:
             self.headers = self._positions("header", count, 0)
+        if flags & _OFFSETS:
+            self.offsets = self._offset_deltas(count, header.last_offset_delta)
         for column in (self.keys, self.values):
             self._content(column)
         if self.values is None:
@@ -106,6 +119,12 @@ class Columns:
             raise InvalidRecord(
                 f"timestamps from {deltas.min()} to {deltas.max()} ns after the base; 0 to {span}"
             )
+        return deltas
+
+    def _offset_deltas(self, count: int, last: int) -> NDArray[np.int32]:
+        deltas: NDArray[np.int32] = np.frombuffer(self._take("offset deltas", 4 * count), "<i4")
+        if count and (deltas[0] < 0 or deltas[-1] > last or (deltas[1:] <= deltas[:-1]).any()):
+            raise InvalidRecord(f"offset deltas do not rise from 0 to {last}")
         return deltas
 
     def _positions(self, what: str, count: int, nullable: int) -> VariableColumn:

@@ -18,12 +18,14 @@ from shmlog.records.layout import (
     BROKER_HALF_SIZE,
     COLUMNS_SIZE_MAX,
     FLAGS_KNOWN,
+    FLAGS_OF_COMPACTION,
     HEADER,
     HEADER_CRC_END,
     HEADER_SIZE,
     MAGIC,
     NO_TOPIC_ID,
     RESERVED,
+    SEQUENCE_END,
     START,
     VERSION,
     Codec,
@@ -40,6 +42,8 @@ _KEYS = int(Flag.KEYS)
 _KEY_NULLS = int(Flag.KEY_NULLS)
 _VALUE_NULLS = int(Flag.VALUE_NULLS)
 _TIMESTAMPS = int(Flag.TIMESTAMPS)
+_OFFSETS = int(Flag.OFFSETS)
+_BEHIND_GAP = int(Flag.BEHIND_GAP)
 
 
 class BatchHeader(NamedTuple):
@@ -70,13 +74,19 @@ class BatchHeader(NamedTuple):
 
     @property
     def last_offset(self) -> int:
-        """The offset of the last record."""
+        """The offset of the last record that the batch was made of."""
         return self.base_offset + self.last_offset_delta
 
     @property
     def end_offset(self) -> int:
-        """The offset after the last record."""
+        """The offset after the last record that the batch was made of."""
         return self.base_offset + self.last_offset_delta + 1
+
+    def follows(self, end_offset: int) -> bool:
+        """May it come next in a log that ends at `end_offset`? Only a gap that is declared is none."""
+        return self.base_offset == end_offset or (
+            self.base_offset > end_offset and bool(self.flags & _BEHIND_GAP)
+        )
 
 
 def read_size(buffer: Buffer, position: int) -> int:
@@ -134,8 +144,10 @@ def _fault(header: BatchHeader) -> str:
      _, _, width, columns_size, stored_size) = header[9:]  # fmt: skip
     if version != VERSION or codec > _CODEC_LAST or flags > FLAGS_KNOWN:
         return f"version {version}, codec {codec}, flags {flags:#x} are not known"
-    if count == 0 or last_offset_delta != count - 1:
-        return f"{count} records, last offset delta {last_offset_delta}"
+    if last_offset_delta != count - 1 or count == 0:
+        fault = _compaction_fault(header)
+        if fault:
+            return fault
     if flags & _VALUE_NULLS and width:
         return f"null values beside value width {width}"
     if flags & _KEY_NULLS and not flags & _KEYS:
@@ -154,6 +166,16 @@ def _fault(header: BatchHeader) -> str:
         return f"{columns_size} bytes of columns; a multiple of 8 up to {COLUMNS_SIZE_MAX}"
     if columns_size < count * (width or 4):
         return f"{count} records do not fit into {columns_size} bytes of columns"
+    return ""
+
+
+def _compaction_fault(header: BatchHeader) -> str:
+    """The rule that a batch breaks whose records do not fill its offsets, "" if none."""
+    count, flags, last = header.record_count, header.flags, header.last_offset_delta
+    if not flags & _OFFSETS or count > last + 1 or last >= SEQUENCE_END:
+        return f"{count} records, last offset delta {last}, flags {flags:#x}"
+    if count == 0 and (flags & ~FLAGS_OF_COMPACTION or header.codec or header.value_width):
+        return f"no records, but flags {flags:#x}, codec {header.codec}, width {header.value_width}"
     return ""
 
 

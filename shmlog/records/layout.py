@@ -17,8 +17,8 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
              | version            u8   1             |
           65 | codec              u8                 |  how the columns are stored, see below
           66 | flags              u16                |  which columns there are, see below
-          68 | record_count       u32  >= 1          |
-          72 | last_offset_delta  u32                |  record_count - 1
+          68 | record_count       u32  >= 1          |  0 only with OFFSETS
+          72 | last_offset_delta  u32                |  record_count - 1, but with OFFSETS
           76 | base_sequence      i32  -1 = none     |
           80 | base_timestamp     i64  ns, UTC       |  of the earliest record
           88 | max_timestamp      i64  ns, UTC       |  of the latest record
@@ -35,7 +35,8 @@ All integers are little endian. Every part begins at a multiple of 8 bytes; padd
   batch_size +---------------------------------------+
 
 Codecs: 0 none, 1 gzip (RFC 1952), 2 LZ4 frame, 3 Zstandard frame; one frame a batch.
-Flags: 1 TIMESTAMPS, 2 KEYS, 4 KEY_NULLS, 8 VALUE_NULLS, 16 HEADERS; every other bit is 0.
+Flags: 1 TIMESTAMPS, 2 KEYS, 4 KEY_NULLS, 8 VALUE_NULLS, 16 HEADERS, 32 OFFSETS, 64 BEHIND_GAP; every
+other bit is 0.
 
 The columns (after decompression), in this order, each padded to 8 bytes, n = record_count:
 
@@ -45,6 +46,7 @@ The columns (after decompression), in this order, each padded to 8 bytes, n = re
     (width 0)     value positions    i32[n + 1]    rising from 0, into the value bytes
     VALUE_NULLS   value validity     ceil(n/8) B   as for keys; never together with value_width > 0
     HEADERS       header positions   i32[n + 1]    rising from 0, into the header bytes
+    OFFSETS       offset deltas      i32[n]        strictly rising, 0 .. last_offset_delta
     KEYS          key bytes          key positions[n] bytes
                   value bytes        value positions[n] bytes, or n * value_width
     HEADERS       header bytes       header positions[n] bytes; per header of a record:
@@ -53,6 +55,16 @@ The columns (after decompression), in this order, each padded to 8 bytes, n = re
 Without compression columns_size = stored_size. A null takes no bytes in its column. Without KEYS no
 record has a key, and there are no KEY_NULLS. Positions are what Arrow calls offsets (variable-size
 binary): here an offset is a place in the log.
+
+Compaction takes records out of a batch that lies in a file, and whole batches out of a log; nobody else
+makes such batches, and produce refuses them. What is left of a batch keeps its base and last offset, leader
+epoch, append time and producer's fields, and has OFFSETS: record i is at base_offset + delta i. Without
+OFFSETS it is at base_offset + i. base_timestamp and max_timestamp are those of the records that are left.
+A batch of which only the header is left (its producer's newest, or its segment's last) has record_count 0,
+no flag but OFFSETS and BEHIND_GAP, value_width 0, codec 0, and as columns the one value position, 0;
+both timestamps are then what max_timestamp was. A batch with BEHIND_GAP may begin above the end of the
+one before it: what lay between was taken out. Without it a batch begins exactly there. A producer's
+sequences go by last_offset_delta: base_sequence .. base_sequence + last_offset_delta.
 
 Two checksums, because two parties write: the leader stamps its half without touching the
 producer's. The body CRC lies under the header CRC, so one header CRC vouches for offset, epoch, tag
@@ -115,16 +127,19 @@ class Codec(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Which columns a batch has. Any other bit makes the batch invalid."""
+    """Which columns a batch has, and may it lie behind a gap. Any other bit makes the batch invalid."""
 
     TIMESTAMPS = 1
     KEYS = 2
     KEY_NULLS = 4
     VALUE_NULLS = 8
     HEADERS = 16
+    OFFSETS = 32
+    BEHIND_GAP = 64
 
 
-FLAGS_KNOWN = int(Flag.TIMESTAMPS | Flag.KEYS | Flag.KEY_NULLS | Flag.VALUE_NULLS | Flag.HEADERS)
+FLAGS_KNOWN = sum(Flag)
+FLAGS_OF_COMPACTION = int(Flag.OFFSETS | Flag.BEHIND_GAP)
 
 
 def padded(size: int) -> int:

@@ -47,6 +47,7 @@ _KEYS = int(Flag.KEYS)
 _KEY_NULLS = int(Flag.KEY_NULLS)
 _VALUE_NULLS = int(Flag.VALUE_NULLS)
 _HEADERS = int(Flag.HEADERS)
+_OFFSETS = int(Flag.OFFSETS)
 
 _TIMESTAMP_MAX_NS = (1 << 63) - 1
 _PADDING = [bytes(size) for size in range(8)]
@@ -60,6 +61,7 @@ class BatchParts:
         "base_timestamp_ns",
         "count",
         "flags",
+        "last_offset_delta",
         "max_timestamp_ns",
         "parts",
         "size",
@@ -70,6 +72,7 @@ class BatchParts:
         if count == 0:
             raise InvalidRecord("a batch of no records; give at least one")
         self.count = count
+        self.last_offset_delta = count - 1
         self.flags = 0
         self.value_width = 0
         self.base_timestamp_ns = self.max_timestamp_ns = 0
@@ -136,6 +139,12 @@ class BatchParts:
         self.flags |= _HEADERS
         return encoded, self._add_positions([len(part) for part in encoded])
 
+    def add_offsets(self, deltas: NDArray[np.int32], last_offset_delta: int) -> None:
+        """Records that compaction has left: where each was, and where the last one of all was."""
+        self.flags |= _OFFSETS
+        self.last_offset_delta = last_offset_delta
+        self.add([deltas.astype("<i4").data], 4 * self.count)
+
     def _add_positions(self, lengths: list[int]) -> int:
         """Add a column of positions; return the bytes they span."""
         ends = np.cumsum(np.fromiter(lengths, np.int64, self.count))
@@ -165,7 +174,7 @@ class BatchParts:
             codec, stored_size = _compress(codec, batch)
         HEADER.pack_into(
             batch, 0, MAGIC, len(batch), 0, 0, 0, 0, NO_TOPIC_ID, 0, 0,
-            VERSION, codec, self.flags, self.count, self.count - 1, base_sequence,
+            VERSION, codec, self.flags, self.count, self.last_offset_delta, base_sequence,
             self.base_timestamp_ns, self.max_timestamp_ns, producer_id, producer_epoch,
             self.value_width, self.size, stored_size,
         )  # fmt: skip

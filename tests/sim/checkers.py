@@ -27,12 +27,15 @@ from node.metadata import decode_set
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS
 from shmlog.records import batch as batches
+from shmlog.records.layout import Flag
+from shmlog.settings import TopicConfig
 
 from .ports import WALL_NS
-from .truth import Batch, Replica, Seen, Truth
+from .truth import Batch, Replica, Row, Seen, Truth, rows_of
 from .world import Process, Violation, World
 
 Key = tuple[bytes, int]
+BEHIND_GAP = int(Flag.BEHIND_GAP)
 LAZY_RECORDS = 24  # compared later, or when a role changes
 _decode = msgspec.msgpack.decode
 
@@ -309,6 +312,12 @@ class Checker:
             replica.checked = replica.start = log.log_start_offset
             replica.end = end
             self._check_self(key, truth, process.broker, replica)
+        if log.compaction is not replica.compaction:
+            replica.compaction = log.compaction
+            if partition.config.is_compacted:
+                # Behind the high watermark may be what is still to be cut.
+                committed = min(partition.high_watermark, truth.end)
+                self._check_compacted(process, partition, truth, committed)
         if log.log_start_offset > replica.start:
             self._judge_start(process, partition, key, truth, replica.start)
             replica.start = log.log_start_offset
@@ -351,6 +360,8 @@ class Checker:
         if state is None or start <= max(state.log_start, truth.given_up):
             return
         what = f"I22 {process} {partition.name}: log start {before} -> {start}"
+        if "delete" not in config.cleanup_policy:
+            raise Violation(f"{what}, only compacted")
         if partition.leader is None:
             raise Violation(f"{what}, no leader's was above {truth.given_up}")
         if start > partition.high_watermark:
@@ -369,6 +380,36 @@ class Checker:
                     f"{what}: {base} is {age_ms} ms old, retention {config.retention}; {left} bytes are left, "
                     f"retention_bytes {config.retention_bytes}"
                 )
+
+    def _rows(self, partition: Partition, end: int) -> list[Row]:
+        log, rows = partition.log, []
+        offset = log.log_start_offset
+        while offset < end:
+            data = log.read(offset, max_bytes=1 << 20, end_offset=end)
+            if not data:
+                break
+            for position, header in batches.iterate(memoryview(data)):
+                rows += rows_of(header, data[position : position + header.batch_size])
+                offset = header.end_offset
+        return [row for row in rows if row[0] >= log.log_start_offset]
+
+    def _check_compacted(
+        self, process: Process, partition: Partition, truth: Truth, end: int
+    ) -> dict[bytes | None, Row]:
+        """I22: each key's newest record stays, and what a delete took does not come back. The table up to `end`."""
+        start, rows = partition.log.log_start_offset, self._rows(partition, end)
+        due_ns = self.deletes_due_ns(partition.config, truth)
+        wrong = "" if truth.losses else truth.wrong_rows(rows, start, end, due_ns)
+        if wrong:
+            raise Violation(f"I22 {process} {partition.name}: {wrong}")
+        newest = {row[1]: row for row in rows}
+        return {key: row for key, row in newest.items() if row[2] is not None}
+
+    def deletes_due_ns(self, config: TopicConfig, truth: Truth) -> int:
+        """Tombstones committed by then may be gone; any, once a wall clock was wrong or commits were given up."""
+        if truth.losses or self.world.counts.get("faults: wall clock"):
+            return self.world.now_ns
+        return self.world.now_ns - config.delete_retention * NS_PER_MS
 
     def lagging_start(self) -> str:
         """Whose log start is below its leader's; to be asked when all is whole."""
@@ -405,6 +446,9 @@ class Checker:
             if self.image.is_current(process.broker, process.incarnation):
                 # There was no space to open it before: it was left out of the registration, hence taken for lossy.
                 replica.lossy = False
+        if len(partition.state.replicas) == 1 and log.log_end_offset > truth.end:
+            # Alone: all that is found counts.
+            self._extend(process, partition, key, truth, log.log_end_offset)
         self._check_self(key, truth, process.broker, replica)
 
     def _check_self(self, key: Key, truth: Truth, broker: int, replica: Replica) -> None:
@@ -468,12 +512,15 @@ class Checker:
                     f"{partition.leader_epoch}, epoch {epoch} starts at {start}"
                 )
         offset = max(truth.end, partition.log.log_start_offset)
-        if offset > truth.end:
+        if offset > truth.end:  # committed and deleted in one turn
             truth.end = offset
+            truth.highest = max(truth.highest, offset)
         while offset < high_watermark:
             data = partition.log.read(offset, max_bytes=1 << 20, end_offset=high_watermark)
             for position, header in batches.iterate(memoryview(data)):
-                if header.base_offset != offset:
+                if header.base_offset != offset and not (
+                    truth.losses and header.flags & BEHIND_GAP
+                ):
                     raise Violation(f"I8 {partition.name}: {header.base_offset} follows {offset}")
                 one = Batch(
                     header, data[position : position + header.batch_size], self.world.now_ns
@@ -519,11 +566,10 @@ class Checker:
             data = log.read(offset, max_bytes=1 << 20, end_offset=end)
             if not data:
                 break
-            for _, header in batches.iterate(memoryview(data)):
+            for position, header in batches.iterate(memoryview(data)):
                 known = truth.at(header.base_offset)
-                if known is not None and (
-                    known.header.header_crc != header.header_crc or known.end != header.end_offset
-                ):
+                whole = data[position : position + header.batch_size]
+                if known is not None and not known.is_same(header, whole):
                     if self._is_recovered_from(key, process.broker, truth):
                         self._lose(truth, header.base_offset)
                         replica.checked = max(replica.checked, offset)
@@ -630,9 +676,22 @@ class Checker:
     # -- the end --------------------------------------------------------------------------------------
 
     def final(self) -> None:
-        """All replicas hold all that was committed, the same on each."""
+        """All replicas hold all that was committed, the same on each; of compacted ones each the same table."""
+        tables: dict[Key, list[tuple[int, dict[bytes | None, Row]]]] = {}
         for process in self.world.living():
             assert process.node is not None
             for partition in process.node.context.partitions.values():
                 key = (partition.topic_id, partition.name.partition)
                 self._compare(process, partition, key, self.replicas[process.broker, key])
+                if key[0] in self.image.names and partition.config.is_compacted:
+                    truth = self.truths[key]
+                    table = self._check_compacted(process, partition, truth, truth.end)
+                    tables.setdefault(key, []).append((partition.log.log_start_offset, table))
+        for key, found in tables.items():
+            start = max(start for start, _ in found)
+            first, *others = [
+                {key: row for key, row in table.items() if row[0] >= start} for _, table in found
+            ]
+            for other in others:
+                if other != first:
+                    raise Violation(f"I22 {self.truths[key].name}: tables differ: {first}, {other}")

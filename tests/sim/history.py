@@ -1,7 +1,8 @@
 """What clients saw, judged once all is over (after Jepsen's Kafka workload).
 
-A `Send` holds values of one key (topic id, partition); every value is sent by one `Send` only. `ok`: answered with the
-offset of its first value; `fail`: certainly not written; `info`: unknown. A `Poll` is what one reader got, in order.
+A `Send` holds values of one key (topic id, partition); every value but None, a delete, is sent by one `Send` only.
+`ok`: answered with the offset of its first value; `fail`: certainly not written; `info`: unknown. A `Poll` is what one
+reader got, in order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Send:
 
     process: int
     key: Any
-    values: list[bytes]
+    values: list[bytes | None]
     invoked_ns: int
     acks: str = "all"
     idempotent: bool = True
@@ -40,7 +41,7 @@ class Poll:
 
     process: int
     key: Any
-    records: list[tuple[int, bytes]]
+    records: list[tuple[int, bytes | None]]
     reset: bool = False
 
 
@@ -73,11 +74,12 @@ def _versions(
     offsets: dict[Any, dict[int, Any]] = defaultdict(dict)
     places: dict[tuple[Any, bytes], set[int]] = defaultdict(set)
 
-    def put(key: Any, offset: int, value: bytes) -> None:
+    def put(key: Any, offset: int, value: bytes | None) -> None:
         known = offsets[key].setdefault(offset, value)
         if known != value:
             found.append(f"inconsistent-offsets {key} {offset}: {known!r} and {value!r}")
-        places[key, value].add(offset)
+        if value is not None:
+            places[key, value].add(offset)
 
     for send in history.sends:
         if send.type == "ok" and send.offset >= 0 and send.acks == "all":
@@ -99,7 +101,7 @@ def _aborted(history: History, places: dict[tuple[Any, bytes], set[int]]) -> Ite
     for send in history.sends:
         if send.type == "fail":
             for value in send.values:
-                if (send.key, value) in read:
+                if value is not None and (send.key, value) in read:
                     yield f"aborted-read {send.key} {value!r} was refused, and read"
 
 
@@ -110,11 +112,12 @@ def _lost(
     bound: dict[Any, int] = defaultdict(lambda: -1)
     for poll in history.polls:
         for offset, value in poll.records:
-            read[poll.key].add(value)
+            if value is not None:
+                read[poll.key].add(value)
             bound[poll.key] = max(bound[poll.key], offset)
     for send in history.sends:
         for i, value in enumerate(send.values):
-            if (send.key, value) in history.excused or value in read[send.key]:
+            if (send.key, value) in history.excused or value is None or value in read[send.key]:
                 continue
             acked = send.type == "ok" and send.acks == "all"
             seen = send.type == "info" and any(v in read[send.key] for v in send.values)
@@ -133,7 +136,7 @@ def _lost(
 
 def _orders(history: History, places: dict[tuple[Any, bytes], set[int]]) -> Iterable[str]:
     """Sends of one process in its order, and real time: who was answered before another was sent comes first."""
-    last: dict[tuple[Hashable, Any], tuple[int, bytes]] = {}
+    last: dict[tuple[Hashable, Any], tuple[int, bytes | None]] = {}
     for send in history.sends:
         at = [
             min(places[send.key, v])

@@ -68,13 +68,14 @@ class Options:
     recovery_wait_ms: int
     ring_bytes: int
     retention: bool
+    compaction: bool
 
     def __str__(self) -> str:
         return "\n".join(f"    {f.name}: {getattr(self, f.name)}" for f in fields(self))
 
 
-def options_of(seed: int, *, retention: bool = True) -> Options:
-    """The options of a seed; without `retention` as they were before there was any."""
+def options_of(seed: int, *, later: bool = True) -> Options:
+    """The options of a seed; without `later` as they were before there was retention or compaction."""
     rng = random.Random(f"options {seed}")
     brokers = rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5))
     voters = {1: 1, 2: 1, 3: 3, 4: 3, 5: rng.choice((3, 5))}[brokers]
@@ -87,11 +88,11 @@ def options_of(seed: int, *, retention: bool = True) -> Options:
     changes = tuple(kind for kind in kinds if rng.random() < 0.35)
     bad_network = rng.random() < 0.4
     # Drawn apart, so that what came later does not change what a seed was before.
-    later = random.Random(f"retention {seed}")
-    retention = retention and later.random() < 0.4
+    apart = random.Random(f"retention {seed}")
+    retention = later and apart.random() < 0.4
     if retention:
-        changes = (*changes, "retention") if changes and later.random() < 0.6 else changes
-        faults = (*faults, "disk low") if faults and later.random() < 0.3 else faults
+        changes = (*changes, "retention") if changes and apart.random() < 0.6 else changes
+        faults = (*faults, "disk low") if faults and apart.random() < 0.3 else faults
     return Options(
         brokers=brokers,
         voters=voters,
@@ -113,6 +114,7 @@ def options_of(seed: int, *, retention: bool = True) -> Options:
         recovery_wait_ms=rng.choice((3000, 60_000, 60_000)),
         ring_bytes=rng.choice((0, 256 << 10)),
         retention=retention,
+        compaction=later and random.Random(f"compaction {seed}").random() < 0.4,
     )
 
 
@@ -162,6 +164,7 @@ class Life:
         load.topic_count, load.durabilities, load.acks = o.topics, o.durabilities, o.acks
         load.changes = o.changes
         load.retention = random.Random(f"rules {seed}") if o.retention else None
+        load.compaction = random.Random(f"keys {seed}") if o.compaction else None
         self.trouble = True
 
     # -- phases ---------------------------------------------------------------------------------------

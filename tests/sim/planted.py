@@ -370,10 +370,10 @@ def _vote_for_stale_logs() -> list[tuple[Any, str, Any]]:
 def _producers_not_replicated() -> list[tuple[Any, str, Any]]:
     original = Partition.append_replica
 
-    def append_replica(self: Partition, frame: bytes) -> None:
+    def append_replica(self: Partition, *args: Any) -> None:
         before = self.log.producers
         self.log.producers = ProducerStates()
-        original(self, frame)
+        original(self, *args)
         self.log.producers = before
 
     return [(Partition, "append_replica", append_replica)]

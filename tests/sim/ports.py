@@ -7,9 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from node.io.liveness import Opened
 from node.io.wire import Ready, Received
 from node.io.workers import THREADS, Completion, Lane
 from shmlog.clock import NS_PER_MS, NS_PER_S
+from shmlog.log.cleaner import run_task
+from shmlog.log.cleaning_task import CleaningResult, CleaningTask
+from shmlog.log.storage import Storage
 from shmlog.ring.layout import ring_size
 from shmlog.ring.memory import HeapMemory
 
@@ -114,6 +118,9 @@ class Wire:
         received = self.requests.popleft()
         self._world.checker.request(self._process, received)
         return received
+
+    def pid_of(self, sender: Any) -> int:
+        return int(sender or 0)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self._process.operation("send", "")
@@ -242,6 +249,19 @@ class Workers:
         self._process.countdown = None
 
 
+class Compactor:
+    """A pass is one job: it may be cut short at any operation of it, like all jobs."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def run(self, task: CleaningTask) -> CleaningResult:
+        return run_task(self._storage, task, lambda size: None)
+
+    def close(self) -> None:
+        pass
+
+
 class Kernel:
     """What the operating system and the registry say of other processes."""
 
@@ -260,6 +280,9 @@ class Kernel:
         self._targets[broker] = found
         found.watchers.append((self._process, descriptor))
         return descriptor
+
+    def open_process(self, pid: int) -> Opened | None:
+        return None
 
     def close(self, descriptor: int) -> None:
         pass

@@ -22,6 +22,7 @@ from shmlog.records.builder import build
 
 from .checkers import Checker, Key
 from .history import History, Poll, Send
+from .truth import Truth, rows_of
 from .world import Link, Violation, World
 
 MS = NS_PER_MS
@@ -134,16 +135,21 @@ class Client:
 class Topic:
     """A topic as it was created."""
 
-    def __init__(self, name: str, topic_id: bytes, partitions: int) -> None:
-        self.name, self.topic_id, self.partitions = name, topic_id, partitions
+    def __init__(self, name: str, topic_id: bytes, partitions: int, *, keyed: bool) -> None:
+        self.name, self.topic_id, self.partitions, self.keyed = name, topic_id, partitions, keyed
         self.gone = False
 
 
-class _Batch:
-    __slots__ = ("count", "crc", "frame", "send", "sequence", "was_unknown")
+def _topic(found: Any) -> Topic:
+    keyed = found.config.is_compacted
+    return Topic(found.name, found.topic_id, len(found.partitions), keyed=keyed)
 
-    def __init__(self, send: Send, frame: bytes, sequence: int) -> None:
-        self.send, self.frame, self.sequence = send, frame, sequence
+
+class _Batch:
+    __slots__ = ("count", "crc", "frame", "keys", "send", "sequence", "was_unknown")
+
+    def __init__(self, send: Send, keys: list[bytes], frame: bytes, sequence: int) -> None:
+        self.send, self.keys, self.frame, self.sequence = send, keys, frame, sequence
         self.count = len(send.values)
         self.crc = batches.decode_header(frame).body_crc
         self.was_unknown = False
@@ -202,10 +208,15 @@ class Producer(Client):
         self.ask(self.rng.choice(self.world.brokers), {"op": "init_producer"}, told)
 
     def _make(self) -> None:
-        values = []
+        values: list[bytes | None] = []
+        keys: list[bytes] = []
         for _ in range(self.rng.choice((1, 1, 2, 4))):
             self.made += 1
             values.append(b"%d.%d." % (self.number, self.made) + b"x" * self.size)
+            if self.topic.keyed:
+                keys.append(b"k%d" % self.rng.randrange(6))
+                if self.rng.random() < 0.25:
+                    values[-1] = None
         send = Send(
             self.number,
             self.key,
@@ -217,12 +228,13 @@ class Producer(Client):
         self.load.history.sends.append(send)
         frame = build(
             values,
+            keys=keys or None,
             timestamps=self.world.clock.wall_ns(),
             producer_id=self.producer_id,
             producer_epoch=0 if self.idempotent else -1,
             base_sequence=self.sequence if self.idempotent else -1,
         )
-        batch = _Batch(send, bytes(frame), self.sequence)
+        batch = _Batch(send, keys, bytes(frame), self.sequence)
         self.sequence += batch.count
         if self.idempotent:
             self.unresolved.append(batch)
@@ -249,9 +261,14 @@ class Producer(Client):
         partition = {"topic": self.topic.name, "partition": self.key[1]}
         partition["topic_id"] = self.topic.topic_id.hex()
         if self.simple:
-            frames = [x for value in batch.send.values for x in (b"", value)]
-            nulls = list(range(batch.count))
+            keys = batch.keys or [b""] * batch.count
+            values = batch.send.values
+            frames = [
+                x for key, value in zip(keys, values, strict=True) for x in (key, value or b"")
+            ]
+            nulls = [] if batch.keys else list(range(batch.count))
             message = {"op": "produce", "mode": "simple", "count": batch.count, "null_keys": nulls}
+            message["null_values"] = [i for i, value in enumerate(values) if value is None]
             self.ask(
                 leader,
                 {**message, **partition, "acks": self.acks},
@@ -390,36 +407,56 @@ class Fetcher(Client):
         truth = self.checker.truths[self.key]
         recent = [start for at, start, _ in truth.losses if at >= asked_ns]
         limit = min(recent, default=1 << 60)  # behind it a loss was on its way
-        records: list[tuple[int, bytes]] = []
+        records: list[tuple[int, bytes | None]] = []
+        end = self.position
         if self.fast:
             for frame in frames:
                 for position, header in batches.iterate(memoryview(frame)):
-                    batch = batches.RecordBatch(memoryview(frame)[position:], header)
-                    for offset, value in enumerate(batch.values(), header.base_offset):
-                        if offset >= self.position:
-                            records.append((offset, value or b""))
+                    found = rows_of(header, memoryview(frame)[position:])
+                    records += [(offset, value) for offset, _, value in found if offset >= end]
+                    end = max(end, header.end_offset)
         else:
-            for offset, value in enumerate(frames[1::2], answer["base_offset"]):
-                records.append((offset, value))
+            base, nulls = answer["base_offset"], set(answer["null_values"])
+            offsets = answer.get("offsets") or range(base, base + answer["count"])
+            for i, (offset, value) in enumerate(zip(offsets, frames[1::2], strict=True)):
+                records.append((offset, None if i in nulls else value))
+            end = answer["next_offset"]
         for offset, value in records:
             if offset >= limit:
                 break
-            known = truth.at(offset)
-            if known is None or known.values()[offset - known.base] != value:
+            known = truth.row(offset)
+            if known is None or known[2] != value:
                 raise Violation(
-                    f"I16 {self} read {value[:20]!r} at {offset}, committed is "
-                    f"{None if known is None else known.values()[offset - known.base]!r}"
+                    f"I16 {self} read {value and value[:20]!r} at {offset}, committed is {known}"
                 )
         if answer["high_watermark"] > truth.highest:
             raise Violation(
                 f"I3 {self} is told {answer['high_watermark']}, {truth.highest} is committed"
             )
+        if self.topic.keyed and end <= limit:
+            records = self._with_compacted(truth, records, end)
         if records:
             self.load.history.polls.append(Poll(self.number, self.key, records, self.reset))
             self.load.read += len(records)
             self.reset = False
-            self.position = records[-1][0] + 1
+        self.position = end
         self._later()
+
+    def _with_compacted(
+        self, truth: Truth, records: list[tuple[int, bytes | None]], end: int
+    ) -> list[tuple[int, bytes | None]]:
+        """What was read, and what compaction had rightly taken from between: as if it had been read."""
+        there = dict(records)
+        topic = self.checker.image.by_id(self.key[0])
+        for offset in range(self.position, end):
+            row = truth.row(offset)
+            if offset in there or row is None or topic is None:
+                continue
+            if not truth.may_be_gone(row, self.checker.deletes_due_ns(topic.config, truth)):
+                raise Violation(f"I22 {self} up to {end}: {row} is not there")
+            there[offset] = row[2]
+            self.world.count("compacted away for a reader")
+        return sorted(there.items())
 
     def _out_of_range(self, answer: Answer) -> None:
         """Below the log start after a trim; beyond the end after a loss, or at one who lags behind."""
@@ -472,13 +509,15 @@ class Admin(Client):
         partitions = rng.choice((1, 1, 2))
         if load.retention is not None:
             configs |= load.retention_settings()
+        if load.compaction is not None:
+            configs |= load.compaction_settings()
 
         def told(answer: Answer | None, _: list[bytes]) -> None:
             found = self.checker.image.topics.get(name)
             if answer is not None and answer["error"] and found is not None and not load.stopping:
                 pass  # refused, yet made: its fate was unknown
             if found is not None and all(t.topic_id != found.topic_id for t in load.topics):
-                load.topic_created(Topic(name, found.topic_id, len(found.partitions)))
+                load.topic_created(_topic(found))
 
         message = {
             "op": "create_topic",
@@ -567,6 +606,7 @@ class Workload:
         self.changes: tuple[str, ...] = ()
         self.acks: tuple[str, ...] = ("all",)
         self.retention: random.Random | None = None  # set: topics have rules of retention
+        self.compaction: random.Random | None = None  # set: topics are compacted
         self.forgives = False
         self.stopping = False
         self.acked = self.read = 0
@@ -581,6 +621,17 @@ class Workload:
             "segment_age": self.retention.choice((100, 300, 1000)),
             "retention": self.retention.choice((-1, 0, 500, 2500)),
             "retention_bytes": self.retention.choice((-1, -1, 1000, 20_000)),
+        }
+
+    def compaction_settings(self) -> dict[str, Any]:
+        assert self.compaction is not None
+        choice = self.compaction.choice
+        return {
+            "cleanup_policy": choice(("compact", "compact", "compact,delete")),
+            "segment_age": choice((100, 300, 1000)),
+            "min_cleanable_dirty_ratio": choice((0.0, 0.3)),
+            "max_compaction_lag": choice((-1, 300)),
+            "delete_retention": choice((0, 500, 2500)),
         }
 
     def take_producer_id(self, producer_id: int) -> None:
@@ -617,7 +668,7 @@ class Workload:
     def read_again(self) -> None:
         """The last readers: each key from its start."""
         for found in self.checker.image.topics.values():
-            topic = Topic(found.name, found.topic_id, len(found.partitions))
+            topic = _topic(found)
             for index in range(topic.partitions):
                 self.clients.append(Fetcher(self, len(self.clients), topic, index))
 

@@ -30,7 +30,7 @@ from shmlog.errors import ShmlogError
 
 from .disk import Disk, Killed
 from .network import Link, Network
-from .ports import MS, US, Clock, Kernel, Rings, Wire, Workers
+from .ports import MS, US, Clock, Compactor, Kernel, Rings, Wire, Workers
 
 BACKOFF_MS = (20, 50, 100, 200, 500, 1000)
 
@@ -120,6 +120,7 @@ class Process:
                 clock=world.clock,
                 kernel=self.kernel,
                 rings=Rings(world.ring_budget),  # type: ignore[arg-type]
+                compactor=Compactor(self.disk),
                 rng=rng,
                 new_topic_id=lambda: ids.randbytes(16),
             ),

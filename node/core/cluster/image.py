@@ -98,7 +98,7 @@ class ConfigRecord(msgspec.Struct, frozen=True, tag="config", tag_field="kind"):
 
     topic_id: bytes
     key: str
-    value: int | str | bool | None
+    value: int | float | str | bool | None
 
 
 class ProducerIdsRecord(msgspec.Struct, frozen=True, tag="producer_ids", tag_field="kind"):

@@ -9,8 +9,12 @@
     WAITING -> RECONCILING -> TRUNCATING -> FETCHING, and from any of them back when the leader epoch rises, be it
     the same broker that leads (B04). A cut in progress is finished first.
 
+A compacted log may have to be copied from its beginning though its history fits (*stale*): when it ends below a
+tombstone that the leader has dropped, for what that deleted would come back; and when an election has given up records
+that others had been dropped for.
+
 The log is the driver's: its ends and its history are arguments. Invariant: high_watermark <= the log's end,
-and it only goes back where T3 has its exception.
+and it only goes back where T3 has its exception, or a stale log is emptied.
 """
 
 from __future__ import annotations
@@ -29,6 +33,24 @@ class Truncation(NamedTuple):
 
     end_offset: int
     anew: bool = False
+
+
+class Compacted(NamedTuple):
+    """What compaction has taken: from the leader's log tombstones below `their_tombstones`; from the own one records
+    that any below `mine_below` replaced."""
+
+    their_tombstones: int = 0
+    mine_below: int = 0
+
+
+def is_stale(
+    plan: Truncation, compacted: Compacted, mine: Entries, my_end: int, recovery_epoch: int
+) -> bool:
+    """Must a log begin anew though the plan would keep some of it?"""
+    given_up = last_epoch(mine, my_end) < recovery_epoch
+    return my_end < compacted.their_tombstones or (
+        given_up and plan.end_offset < compacted.mine_below
+    )
 
 
 def _end_of(epoch: int, entries: Entries, end_offset: int) -> int:
@@ -88,6 +110,7 @@ class Follower:
         self.recovery_epoch = -1
         self.state = State.WAITING
         self.truncation: Truncation | None = None  # exactly while TRUNCATING or STOPPED
+        self.tombstones_known = 0  # what the leader had dropped when it was reconciled with
         self._truncation_epoch = -1
         self._asked: int | None = (
             None  # seq of the question whose answer counts; only while RECONCILING
@@ -144,13 +167,18 @@ class Follower:
         their_log_start: int,
         mine: Entries,
         my_end: int,
+        compacted: Compacted = Compacted(),  # noqa: B008 - immutable
     ) -> Truncation | None:
         """The leader's history. Returns what to do before `truncated` is called; nothing has been cut yet."""
         if seq != self._asked or leader_epoch != self.leader_epoch:
             return None
         plan = plan_truncation(mine, my_end, theirs, their_end, their_log_start)
+        stale = is_stale(plan, compacted, mine, my_end, self.recovery_epoch)
+        if stale:
+            plan = Truncation(their_log_start, anew=True)
+        self.tombstones_known = compacted.their_tombstones
         self.truncation, self._truncation_epoch, self._asked = plan, leader_epoch, None
-        if not may_cut(plan, self.high_watermark, mine, my_end, self.recovery_epoch):
+        if not stale and not may_cut(plan, self.high_watermark, mine, my_end, self.recovery_epoch):
             self.state = State.STOPPED
             return None
         self.state = State.TRUNCATING

@@ -164,6 +164,12 @@ class Leader:
         self.high_watermark = end
         return True
 
+    @property
+    def lowest_end(self) -> int:
+        """Every follower that lives has written all below it, as far as is known."""
+        ends = [r.written_end for r in self._followers.values() if r.fit]
+        return max(0, min([self.written_end, *ends]))
+
     def has_stored(self, broker: int, end_offset: int) -> bool:
         """Is `broker` a confirmed member with all below `end_offset` stored? (A hand-over's target.)"""
         replica = self._followers.get(broker)
