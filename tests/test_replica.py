@@ -402,6 +402,8 @@ def test_66_a_hand_overs_target_is_a_member_that_has_stored_all() -> None:
         ),
         ("an epoch without a batch", [(1, 0), (4, 7)], 7, [(1, 0), (5, 7)], 9, 0, (7, False)),
         ("none in common", [(2, 0)], 4, [(3, 0)], 9, 0, (0, True)),
+        ("none in common from the own start", [(2, 7)], 9, [(1, 0), (5, 7)], 9, 0, (7, False)),
+        ("none in common, behind the end", [(2, 7)], 9, [(1, 0), (5, 5)], 6, 0, (0, True)),
         ("below the log start", [(1, 0)], 4, [(1, 6)], 9, 6, (6, True)),
         ("cut below the log start", [(2, 0), (3, 5)], 12, [(2, 8), (4, 10)], 14, 8, (8, True)),
         (

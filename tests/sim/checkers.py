@@ -511,12 +511,16 @@ class Checker:
                     f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
                     f"{partition.leader_epoch}, epoch {epoch} starts at {start}"
                 )
-        offset = max(truth.end, partition.log.log_start_offset)
-        if offset > truth.end:  # committed and deleted in one turn
-            truth.end = offset
+        log, offset = partition.log, truth.end
+        first = log._segments[0].base_offset
+        if offset < first:  # committed, deleted and gone in one turn
+            offset = truth.end = first
             truth.highest = max(truth.highest, offset)
         while offset < high_watermark:
-            data = partition.log.read(offset, max_bytes=1 << 20, end_offset=high_watermark)
+            # Below the log start too: it may have risen in the same turn.
+            data = log._reader.read(
+                offset, max_bytes=1 << 20, end_offset=high_watermark, index_interval_bytes=512
+            )
             for position, header in batches.iterate(memoryview(data)):
                 if header.base_offset != offset and not (
                     truth.losses and header.flags & BEHIND_GAP
@@ -663,7 +667,9 @@ class Checker:
             return
         truth, base = self.truths[key], result["base_offset"]
         batch = truth.at(base)
-        if (batch is None and base >= truth.start) or base + info.count > truth.end:
+        if (
+            batch is None and base >= max(truth.start, truth.given_up)
+        ) or base + info.count > truth.end:
             if any(start <= base < end for _, start, end in truth.losses):
                 return
             raise Violation(

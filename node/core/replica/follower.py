@@ -70,14 +70,15 @@ def plan_truncation(
     At the end, the lower of both, of the largest epoch that both know. An epoch says who wrote, so below that the
     two are the same; what only one of them knows is not. A log without a batch differs nowhere. Where that end lies
     below the start of either log there is nothing to cut at: the follower begins anew. (Below its own start: where its
-    oldest known epoch begins. It has deleted more than the leader, which lost what it had behind.)
+    oldest known epoch begins. It has deleted more than the leader, which lost what it had behind.) With no epoch in
+    common the follower keeps its start if the leader's log has it: what it has deleted was committed.
     """
     anew = Truncation(their_log_start, anew=True)
     if last_epoch(mine, my_end) < 0:
         return Truncation(my_end) if their_log_start <= my_end <= their_end else anew
     common = max({epoch for epoch, _ in mine} & {epoch for epoch, _ in theirs}, default=-1)
     if common < 0:
-        return anew
+        return Truncation(mine[0][1]) if their_log_start < mine[0][1] <= their_end else anew
     end = min(_end_of(common, mine, my_end), _end_of(common, theirs, their_end))
     return Truncation(end) if end >= max(their_log_start, mine[0][1]) else anew
 
