@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faces import Awaited, Blocking
 
 import shmlog
 from shmlog import serde
@@ -28,7 +29,6 @@ from shmlog.errors import (
 )
 from shmlog.ids import TopicPartition
 from shmlog.testing.cluster import LocalCluster
-from tests.faces import Awaited, Blocking
 
 pytestmark = pytest.mark.process
 

@@ -165,12 +165,14 @@ class LocalCluster:
 
     def wait_leader(self, topic: str, partition: int, timeout: float = WAIT_TIMEOUT_S) -> int:
         """Wait until a living broker leads a partition; its id. Raises RequestTimedOut."""
-        self._wait(
-            lambda: self.leader(topic, partition) in self.pids,
-            timeout,
-            lambda: f"{topic}-{partition} is led by {self.leader(topic, partition)}",
-        )
-        return self.leader(topic, partition)
+        seen = [-1]  # what was waited for, not what a further question would find
+
+        def leads() -> bool:
+            seen[0] = self.leader(topic, partition)
+            return seen[0] in self.pids
+
+        self._wait(leads, timeout, lambda: f"{topic}-{partition} is led by {seen[0]}")
+        return seen[0]
 
     def wait_isr(self, topic: str, timeout: float = WAIT_TIMEOUT_S) -> None:
         """Wait until every replica of a topic is in sync. Raises RequestTimedOut."""
