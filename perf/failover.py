@@ -131,7 +131,8 @@ def _silence(times: NDArray[np.int64], trial: Trial) -> tuple[float, float]:
     """(longest gap in ms, when it ended in ms after the fault) of the acks around it."""
     around = times[(times >= trial.at_ns - _BEFORE_NS) & (times <= trial.end_ns)]
     gaps = np.diff(around)
-    longest = int(np.argmax(gaps))
+    # One that ended before the kill is none of the kill's.
+    longest = int(np.argmax(np.where(around[1:] >= trial.at_ns, gaps, 0)))
     return gaps[longest] / _MS, (int(around[longest + 1]) - trial.at_ns) / _MS
 
 
