@@ -15,11 +15,13 @@ from typing import Any
 from node.catalog import Catalog
 from node.core.cluster.topics import REPLICAS_MAX
 from node.handlers import table
+from node.handlers.coordinator import Coordinator
 from node.handlers.exchange import Context, Identity
 from node.handlers.peers import PeerHandler, sender
 from node.io.compactor import Compactor
 from node.io.liveness import Kernel, Liveness
 from node.io.loop import Loop
+from node.io.members import Members
 from node.io.wire import Wire
 from node.io.workers import Workers
 from node.metadata import Metadata, Voting
@@ -97,6 +99,7 @@ class Node:
             metadata=self.metadata,
             partitions={},
             new_topic_id=ports.new_topic_id,
+            pid_of=ports.wire.pid_of,
         )
         table.bind(self.context)
         liveness = Liveness(ports.kernel, ports.wire.watch, ports.wire.unwatch)
@@ -126,6 +129,11 @@ class Node:
             self.context,
             self.catalog,
             self.standing,
+            Coordinator(
+                self.context,
+                Members(ports.kernel, ports.wire.watch, ports.wire.unwatch),
+                voting.boot_id,
+            ),
             PeerHandler(self.metadata, self.catalog.replication, ports.clock),
             liveness,
             ports.wire,

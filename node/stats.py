@@ -23,6 +23,7 @@ class Counters:
     bytes_in: int = 0
     duplicates: int = 0
     bytes_out: int = 0
+    commits: int = 0
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shmlog import errors, serde
+    from shmlog import aio, errors, serde
     from shmlog.client.admin import Admin
     from shmlog.client.client import Client, connect
     from shmlog.client.consumer import Consumer
@@ -36,6 +36,7 @@ __all__ = [
     "Producer",
     "ShmlogError",
     "__version__",
+    "aio",
     "connect",
     "errors",
     "read",
@@ -56,7 +57,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("errors", "serde"):
+    if name in ("aio", "errors", "serde"):
         return import_module(f"shmlog.{name}")  # sets the attribute too
     if name not in _HOMES:
         raise AttributeError(f"module 'shmlog' has no attribute {name!r}")

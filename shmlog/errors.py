@@ -24,10 +24,16 @@ class Code(enum.IntEnum):
     REQUEST_TIMED_OUT = 7
     BROKER_NOT_AVAILABLE = 8
     MESSAGE_TOO_LARGE = 10
+    OFFSET_METADATA_TOO_LARGE = 12
+    COORDINATOR_LOAD_IN_PROGRESS = 14
+    COORDINATOR_NOT_AVAILABLE = 15
+    NOT_COORDINATOR = 16
     INVALID_TOPIC_EXCEPTION = 17
     NOT_ENOUGH_REPLICAS = 19
     NOT_ENOUGH_REPLICAS_AFTER_APPEND = 20
     INVALID_REQUIRED_ACKS = 21
+    INVALID_GROUP_ID = 24
+    UNKNOWN_MEMBER_ID = 25
     TOPIC_AUTHORIZATION_FAILED = 29
     INVALID_TIMESTAMP = 32
     UNSUPPORTED_VERSION = 35
@@ -41,13 +47,18 @@ class Code(enum.IntEnum):
     INVALID_PRODUCER_EPOCH = 47
     STORAGE_ERROR = 56
     UNKNOWN_PRODUCER_ID = 59
+    NON_EMPTY_GROUP = 68
+    GROUP_ID_NOT_FOUND = 69
     FENCED_LEADER_EPOCH = 74
     UNKNOWN_LEADER_EPOCH = 75
     UNSUPPORTED_COMPRESSION_TYPE = 76
     STALE_BROKER_EPOCH = 77
     OFFSET_NOT_AVAILABLE = 78
     PREFERRED_LEADER_NOT_AVAILABLE = 80
+    GROUP_MAX_SIZE_REACHED = 81
+    FENCED_INSTANCE_ID = 82
     ELECTION_NOT_NEEDED = 84
+    GROUP_SUBSCRIBED_TO_TOPIC = 86
     INVALID_RECORD = 87
     INVALID_UPDATE_VERSION = 95
     UNKNOWN_TOPIC_ID = 100
@@ -55,6 +66,11 @@ class Code(enum.IntEnum):
     INCONSISTENT_TOPIC_ID = 103
     INELIGIBLE_REPLICA = 107
     NEW_LEADER_ELECTED = 108
+    FENCED_MEMBER_EPOCH = 110
+    UNRELEASED_INSTANCE_ID = 111
+    UNSUPPORTED_ASSIGNOR = 112
+    STALE_MEMBER_EPOCH = 113
+    INVALID_REGULAR_EXPRESSION = 128
     BUSY = 1000
     BROKER_GONE = 1001
     DISK_FULL = 1002
@@ -188,6 +204,12 @@ class TopicExists(RequestError):
     default = Code.TOPIC_ALREADY_EXISTS
 
 
+class PartitionMoved(RequestError):
+    """The partition is another member's by now: the offset was not committed. What is still assigned goes on."""
+
+    default = Code.STALE_MEMBER_EPOCH
+
+
 class OffsetOutOfRange(RequestError):
     """The offset lies below the log start or beyond the end (`log_start`, `high_watermark`)."""
 
@@ -281,6 +303,12 @@ class ProducerFenced(FatalError):
     default = Code.INVALID_PRODUCER_EPOCH
 
 
+class MemberFenced(FatalError):
+    """Another process has taken over this member's instance id."""
+
+    default = Code.FENCED_INSTANCE_ID
+
+
 class CorruptLog(FatalError):
     """Stored records are damaged; the range is named, nothing is skipped silently."""
 
@@ -321,12 +349,22 @@ TABLE: dict[Code, Entry] = {
     Code.MESSAGE_TOO_LARGE: Entry(
         RecordTooLarge, 1, "send less at once, or raise max.message.bytes"
     ),
+    Code.OFFSET_METADATA_TOO_LARGE: Entry(
+        RecordTooLarge, 1, "shorten the metadata of the committed offset"
+    ),
+    Code.COORDINATOR_LOAD_IN_PROGRESS: Entry(
+        LeaderUnavailable, 5, "wait until the coordinator has read its groups"
+    ),
+    Code.COORDINATOR_NOT_AVAILABLE: Entry(LeaderUnavailable, 5, "wait for a coordinator"),
+    Code.NOT_COORDINATOR: Entry(NotLeader, 5, "ask the coordinator named in the answer"),
     Code.INVALID_TOPIC_EXCEPTION: Entry(InvalidRequest, 1, "use 1 to 249 of A-Z a-z 0-9 . _ -"),
     Code.NOT_ENOUGH_REPLICAS: Entry(NotEnoughReplicas, 5, "wait for replicas to come back"),
     Code.NOT_ENOUGH_REPLICAS_AFTER_APPEND: Entry(
         NotEnoughReplicas, 5, "it is in the log: send the same sequence again"
     ),
     Code.INVALID_REQUIRED_ACKS: Entry(InvalidRequest, 2, 'use "all", "1" or "0"'),
+    Code.INVALID_GROUP_ID: Entry(InvalidRequest, 1, "use 1 to 249 printable characters"),
+    Code.UNKNOWN_MEMBER_ID: Entry(PartitionMoved, 1, "the member was removed: join again"),
     Code.TOPIC_AUTHORIZATION_FAILED: Entry(NotAllowed, 1, "internal topics are the brokers' own"),
     Code.INVALID_TIMESTAMP: Entry(InvalidRequest, 1, "check the clock that made the timestamp"),
     Code.UNSUPPORTED_VERSION: Entry(VersionMismatch, 1, "use a client of this broker's version"),
@@ -340,6 +378,8 @@ TABLE: dict[Code, Entry] = {
     Code.INVALID_PRODUCER_EPOCH: Entry(ProducerFenced, 1, "another instance has taken over; stop"),
     Code.STORAGE_ERROR: Entry(StorageError, 7, "run shmlog fsck on the stopped cluster"),
     Code.UNKNOWN_PRODUCER_ID: Entry(OutOfSequence, 1, "take a new producer epoch and send again"),
+    Code.NON_EMPTY_GROUP: Entry(InvalidRequest, 1, "stop the group's members first"),
+    Code.GROUP_ID_NOT_FOUND: Entry(InvalidRequest, 3, "list the groups"),
     Code.FENCED_LEADER_EPOCH: Entry(NotLeader, 5, "refresh the metadata"),
     Code.UNKNOWN_LEADER_EPOCH: Entry(NotLeader, 5, "wait for the broker's metadata"),
     Code.UNSUPPORTED_COMPRESSION_TYPE: Entry(
@@ -352,7 +392,12 @@ TABLE: dict[Code, Entry] = {
     Code.PREFERRED_LEADER_NOT_AVAILABLE: Entry(
         LeaderUnavailable, 5, "wait until that replica is in sync"
     ),
+    Code.GROUP_MAX_SIZE_REACHED: Entry(InvalidRequest, 1, "a group has at most 1000 members"),
+    Code.FENCED_INSTANCE_ID: Entry(MemberFenced, 1, "another process has this instance id; stop"),
     Code.ELECTION_NOT_NEEDED: Entry(InvalidRequest, 0, "nothing to do: it leads already"),
+    Code.GROUP_SUBSCRIBED_TO_TOPIC: Entry(
+        InvalidRequest, 1, "a member of the group subscribes to the topic; stop it first"
+    ),
     Code.INVALID_RECORD: Entry(InvalidRecord, 1, "see docs/protocol.md, record batch"),
     Code.INVALID_UPDATE_VERSION: Entry(Outdated, 1, "brokers only: read the image again"),
     Code.UNKNOWN_TOPIC_ID: Entry(UnknownTopic, 3, "the topic was deleted; refresh the metadata"),
@@ -362,6 +407,15 @@ TABLE: dict[Code, Entry] = {
     Code.INCONSISTENT_TOPIC_ID: Entry(UnknownTopic, 3, "the name has another topic; refresh"),
     Code.INELIGIBLE_REPLICA: Entry(Outdated, 1, "brokers only: read the image again"),
     Code.NEW_LEADER_ELECTED: Entry(Outdated, 1, "brokers only: read the image again"),
+    Code.FENCED_MEMBER_EPOCH: Entry(PartitionMoved, 1, "the member was left behind: join again"),
+    Code.UNRELEASED_INSTANCE_ID: Entry(
+        InvalidRequest, 1, "another living member has this instance id"
+    ),
+    Code.UNSUPPORTED_ASSIGNOR: Entry(InvalidRequest, 1, 'use "uniform" or "range"'),
+    Code.STALE_MEMBER_EPOCH: Entry(PartitionMoved, 1, "go on with what is still assigned"),
+    Code.INVALID_REGULAR_EXPRESSION: Entry(
+        InvalidRequest, 1, "subscribe to names, or patterns with * and ?"
+    ),
     Code.BUSY: Entry(Backpressure, 5, "wait retry_after_ms and send less at once"),
     Code.BROKER_GONE: Entry(BrokerGone, 5, "send again; with idempotence nothing is doubled"),
     Code.DISK_FULL: Entry(DiskFull, 5, "make room on the broker's disk"),

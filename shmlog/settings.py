@@ -414,6 +414,31 @@ CLUSTER_SETTINGS: dict[str, Setting] = {
             meaning="shared memory for the rings of one broker; -1 = its share of half of /dev/shm",
         ),
         Setting(
+            kafka="session.timeout.ms",
+            parse=duration_ms,
+            default=45_000,
+            low=6000,
+            high=300_000,
+            meaning="a group's member that no pidfd watches is dead after so long without a heartbeat; a static one "
+            "has so long to come back",
+        ),
+        Setting(
+            kafka="stalled.member.timeout.ms",
+            parse=duration_ms,
+            default=300_000,
+            low=6000,
+            extra=(-1,),
+            meaning="a member whose process lives, but is silent for so long, leaves its group; -1 = never",
+        ),
+        Setting(
+            kafka="offsets.retention.ms",
+            parse=duration_ms,
+            default=-1,
+            low=0,
+            extra=(-1,),
+            meaning="committed offsets of a group are dropped so long after its last member left; -1 = never",
+        ),
+        Setting(
             kafka="disk.budget.bytes",
             parse=size_bytes,
             default=-1,
@@ -546,6 +571,9 @@ class ClusterConfig:
     broker_heartbeat: int = CLUSTER_SETTINGS["broker_heartbeat"].default
     broker_hang_timeout: int = CLUSTER_SETTINGS["broker_hang_timeout"].default
     ring_budget_bytes: int = CLUSTER_SETTINGS["ring_budget_bytes"].default
+    session_timeout: int = CLUSTER_SETTINGS["session_timeout"].default
+    stalled_member_timeout: int = CLUSTER_SETTINGS["stalled_member_timeout"].default
+    offsets_retention: int = CLUSTER_SETTINGS["offsets_retention"].default
     disk_budget_bytes: int = CLUSTER_SETTINGS["disk_budget_bytes"].default
     disk_reserve_bytes: int = CLUSTER_SETTINGS["disk_reserve_bytes"].default
     request_memory_bytes: int = CLUSTER_SETTINGS["request_memory_bytes"].default

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from node.assembly import Node, Ports, Start
+from node.io.liveness import Kernel, Opened
 from node.io.wire import Ready, Received
 from node.io.workers import Completion, Lane
 from node.metadata import Voting
@@ -33,10 +34,12 @@ class HandWire:
 
     def __init__(self) -> None:
         self.waiting: deque[Received] = deque()
+        self.readable: tuple[int, ...] = ()
         self.sent: list[tuple[bytes, list[bytes]]] = []
 
     def poll(self, timeout_ms: int) -> Ready:
-        return Ready(bool(self.waiting), False, jobs=True)
+        readable, self.readable = self.readable, ()
+        return Ready(bool(self.waiting), False, jobs=True, descriptors=readable)
 
     def watch(self, descriptor: int) -> None:
         pass
@@ -55,6 +58,9 @@ class HandWire:
 
     def receive(self) -> Received | None:
         return self.waiting.popleft() if self.waiting else None
+
+    def pid_of(self, sender: Any) -> int:
+        return int(sender or 0)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self.sent.append((client, list(frames)))
@@ -117,10 +123,13 @@ class HandWorkers:
         return []
 
 
-class _NoKernel:
+class NoOthers:
     """There are no other processes."""
 
     def open(self, broker: int, incarnation: int) -> int | None:
+        return None
+
+    def open_process(self, pid: int) -> Opened | None:
         return None
 
     def close(self, descriptor: int) -> None:
@@ -158,6 +167,7 @@ class MemoryBroker:
         ring_budget: int = 0,
         shuffle: int | None = None,
         files_max: int = 1 << 20,
+        kernel: Kernel | None = None,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
@@ -175,7 +185,7 @@ class MemoryBroker:
                 self.wire,
                 self.workers,
                 self.clock,
-                _NoKernel(),
+                kernel or NoOthers(),
                 self.rings,
                 InlineCompactor(self.storage),
                 random.Random(7),

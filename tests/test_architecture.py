@@ -28,7 +28,12 @@ OWNERS = {
     "time": {"shmlog/clock.py"},
     "pickle": set(),
     "multiprocessing": set(),
-    "asyncio": set(),
+    "asyncio": {
+        "shmlog/aio/face.py",
+        "shmlog/aio/delivery.py",
+        "shmlog/aio/producer.py",
+        "shmlog/aio/consumer.py",
+    },
 }
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shmlog.errors import TABLE, Code, InvalidRequest, ServerError, ShmlogError, from_wire
 from shmlog.protocol import header
 from shmlog.protocol.header import Big, Codec, Octets
-from shmlog.protocol.messages import OPERATIONS, Envelope, FetchSimpleAnswer, ProduceSimple
+from shmlog.protocol.messages import Envelope, FetchSimpleAnswer, ProduceSimple
+from shmlog.protocol.operations import OPERATIONS
 
 VECTORS = Path(__file__).parent / "golden" / "protocol" / "headers.json"
 KINDS: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from node.core.purgatory import Purgatory
 from node.metadata import Metadata
@@ -15,6 +15,9 @@ from shmlog.errors import Code, ShmlogError, is_retriable
 from shmlog.protocol import header
 from shmlog.protocol.messages import Request
 from shmlog.settings import ClusterConfig
+
+if TYPE_CHECKING:
+    from node.handlers.coordinator import Coordinator
 
 # Facts of an error that travel beside it.
 _FACTS = (
@@ -56,15 +59,23 @@ class Exchange:
         "deadline_ns",
         "id",
         "open",
+        "sender",
         "size",
     )
 
     def __init__(
-        self, context: Context, client: bytes, codec: header.Codec, envelope: bool, size: int
+        self,
+        context: Context,
+        client: bytes,
+        codec: header.Codec,
+        envelope: bool,
+        size: int,
+        sender: Any = None,
     ) -> None:
         self._context = context
         self._envelope = envelope
         self.client = client
+        self.sender = sender
         self.codec = codec
         self.size = max(size, REQUEST_BYTES_MIN)
         self.id: int | None = None
@@ -133,6 +144,7 @@ class Context:
     metadata: Metadata
     partitions: dict[tuple[str, int], Partition]
     new_topic_id: Callable[[], bytes]
+    pid_of: Callable[[Any], int]
     has_lease: bool = True  # may this broker ack (E7)? Looked at once a turn
     no_space: str = (
         ""  # why produce is refused for lack of disk space, if it is. Looked at once a turn
@@ -156,6 +168,8 @@ class Context:
     create_default_topic: Callable[[Exchange, str, Callable[[], None]], None] = field(
         default=_unbound
     )
+    create_offsets_topic: Callable[[Exchange, Callable[[], None]], None] = field(default=_unbound)
+    coordinator: Coordinator = field(init=False, repr=False)  # bound likewise
 
 
 STORED, COMMITTED, METADATA = "stored", "committed", "metadata"

@@ -85,3 +85,23 @@ def not_leader(context: Context, name: str, state: PartitionRecord) -> ShmlogErr
         endpoint=leader.endpoints["client"],
         **facts,
     )
+
+
+def not_coordinator(context: Context, state: PartitionRecord) -> ShmlogError:
+    """Why this broker does not answer for a group of that partition of the internal topic, and who does."""
+    leader = context.metadata.image.brokers.get(state.leader)
+    if leader is None or not state.started:
+        return LeaderUnavailable(
+            "the group's coordinator is being elected", code=Code.COORDINATOR_NOT_AVAILABLE
+        )
+    if state.leader == context.identity.broker:
+        return LeaderUnavailable(
+            "the group's coordinator is reading its groups", code=Code.COORDINATOR_LOAD_IN_PROGRESS
+        )
+    return NotLeader(
+        f"broker {state.leader} is the group's coordinator",
+        code=Code.NOT_COORDINATOR,
+        leader=state.leader,
+        leader_epoch=state.leader_epoch,
+        endpoint=leader.endpoints["client"],
+    )

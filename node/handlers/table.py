@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from node import journal
-from node.handlers import cluster, fetch, offsets, produce, topics
+from node.handlers import cluster, fetch, groups, offsets, produce, topics
 from node.handlers.exchange import METADATA, Context, Exchange
 from shmlog.errors import (
     Backpressure,
@@ -28,12 +28,11 @@ from shmlog.errors import (
 from shmlog.protocol import header
 from shmlog.protocol.messages import (
     FRAMES_MAX,
-    OPERATION_NAMES,
-    OPERATIONS,
     Envelope,
     Hello,
     Request,
 )
+from shmlog.protocol.operations import OPERATION_NAMES, OPERATIONS
 
 RETRY_AFTER_MS = 20
 
@@ -56,6 +55,14 @@ _HANDLERS: dict[tuple[str, str], Callable[..., None]] = {
     ("elect", ""): cluster.elect,
     ("epochs", ""): cluster.epochs,
     ("metadata_log", ""): cluster.metadata_log,
+    ("group_heartbeat", ""): groups.heartbeat,
+    ("group_leave", ""): groups.leave,
+    ("commit", ""): groups.commit,
+    ("committed", ""): groups.committed,
+    ("list_groups", ""): groups.list_groups,
+    ("describe_group", ""): groups.describe,
+    ("reset_group", ""): groups.reset,
+    ("delete_group", ""): groups.delete,
 }
 assert set(_HANDLERS) == set(OPERATIONS)
 _BY_TYPE = {OPERATIONS[key].request: handler for key, handler in _HANDLERS.items()}
@@ -88,9 +95,10 @@ def bind(context: Context) -> None:
     """Put the handlers together: some go on with a request after a change of the cluster."""
     context.handle = partial(handle, context)
     context.create_default_topic = partial(topics.create_default_topic, context)
+    context.create_offsets_topic = partial(topics.create_offsets_topic, context)
 
 
-def receive(context: Context, client: bytes, frames: list[bytes]) -> None:
+def receive(context: Context, client: bytes, frames: list[bytes], sender: Any = None) -> None:
     """Handle one multipart message of a session."""
     envelope = bool(frames) and not frames[0]
     if envelope:
@@ -98,7 +106,7 @@ def receive(context: Context, client: bytes, frames: list[bytes]) -> None:
     if not frames or not frames[0]:
         return  # no header, so nothing to answer and no codec to answer in
     exchange = Exchange(
-        context, client, header.codec_of(frames[0]), envelope, sum(map(len, frames))
+        context, client, header.codec_of(frames[0]), envelope, sum(map(len, frames)), sender
     )
     try:
         request = _decode(exchange, frames)

@@ -16,7 +16,6 @@ from shmlog.protocol import peers
 from shmlog.protocol.header import HEADER_SIZE_MAX, Big
 from shmlog.protocol.messages import (
     FETCH_BYTES_MAX,
-    OPERATION_NAMES,
     PROTOCOL_VERSION,
     REQUEST_BYTES_MAX,
     SIMPLE_BYTES_MAX,
@@ -39,6 +38,7 @@ from shmlog.protocol.messages import (
     PartitionInfo,
     TopicInfo,
 )
+from shmlog.protocol.operations import OPERATION_NAMES
 from shmlog.records.compression import available
 from shmlog.settings import INT64_MAX, TOPIC_SETTINGS
 
@@ -89,7 +89,8 @@ def metadata(context: Context, exchange: Exchange, request: Metadata, frames: li
                     exchange, name, lambda: context.handle(exchange, request, frames)
                 )
                 return
-    names = sorted(image.topics) if request.topics is None else dict.fromkeys(request.topics)
+    public = (name for name in image.topics if not name.startswith("__"))
+    names = sorted(public) if request.topics is None else dict.fromkeys(request.topics)
     identity = context.identity
     assert exchange.id is not None
     exchange.answer(
@@ -199,6 +200,7 @@ def create_topic(
     context: Context, exchange: Exchange, request: CreateTopic, frames: list[bytes]
 ) -> None:
     """Make a topic; answered when its partitions serve, or created but not ready at the deadline."""
+    topics.check_topic_name(request.topic)
     topic_id = context.new_topic_id()
     change = _creation(request, topic_id)
     metadata = context.metadata
@@ -251,6 +253,19 @@ def create_default_topic(
     """First use of a missing topic where that creates it: then go on, whoever made it."""
     request = CreateTopic(op="create_topic", id=0, topic=name)
     change = _creation(request, context.new_topic_id(), if_missing=True)
+    _create(context, exchange, change, lambda _: then())
+
+
+def create_offsets_topic(context: Context, exchange: Exchange, then: Callable[[], None]) -> None:
+    """First use of groups: make the internal topic, then go on."""
+    change = peers.CreateTopic(
+        name=topics.OFFSETS_TOPIC,
+        topic_id=context.new_topic_id(),
+        partition_count=topics.OFFSETS_PARTITIONS,
+        replication_factor=-1,
+        configs=topics.OFFSETS_CONFIGS,
+        if_missing=True,
+    )
     _create(context, exchange, change, lambda _: then())
 
 

@@ -24,6 +24,13 @@ class Death(NamedTuple):
     incarnation: int
 
 
+class Opened(NamedTuple):
+    """A process's pidfd, and when it was started, as /proc says (clock ticks since the boot)."""
+
+    descriptor: int
+    started: int
+
+
 class Kernel(Protocol):
     """What is asked of the operating system."""
 
@@ -32,6 +39,10 @@ class Kernel(Protocol):
 
         Raises ProcessLookupError: it is proven dead.
         """
+        ...
+
+    def open_process(self, pid: int) -> Opened | None:
+        """Any process of this machine; None if there is none of that pid, or none that may be seen."""
         ...
 
     def close(self, descriptor: int) -> None:
@@ -65,6 +76,16 @@ class OsKernel:
         if descriptor is not None:
             os.close(descriptor)
         return None  # it changes just now: the next look tells
+
+    def open_process(self, pid: int) -> Opened | None:
+        descriptor = process.open_pidfd(pid)
+        if descriptor is None:
+            return None
+        started = process.start_time(pid)
+        if started is None or process.has_ended(descriptor):
+            os.close(descriptor)
+            return None
+        return Opened(descriptor, started)
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)

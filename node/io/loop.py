@@ -20,6 +20,7 @@ from node import journal
 from node.catalog import Catalog
 from node.core.cluster.image import Image
 from node.handlers import table
+from node.handlers.coordinator import Coordinator
 from node.handlers.exchange import COMMITTED, STORED, Context
 from node.handlers.peers import PeerHandler
 from node.handlers.produce import ProduceWait
@@ -50,6 +51,7 @@ class Loop:
         context: Context,
         catalog: Catalog,
         standing: Standing,
+        coordinator: Coordinator,
         peers: PeerHandler,
         liveness: Liveness,
         wire: Wire,
@@ -59,6 +61,7 @@ class Loop:
         self._context = context
         self._catalog = catalog
         self._standing = standing
+        self._coordinator = coordinator
         self._peers = peers
         self._liveness = liveness
         self._wire = wire
@@ -95,11 +98,13 @@ class Loop:
         finished = self._finish_jobs() if ready.jobs else 0
         if ready.descriptors:
             self._died(self._liveness.readable(ready.descriptors), began_ns)
+            self._coordinator.readable(ready.descriptors, began_ns)
         jobs_ns = self._clock.monotonic_ns()
         messages = self._drain_peers(began_ns) if ready.messages else 0
         peers_ns = self._clock.monotonic_ns()
         requests = self._drain(peers_ns) if ready.requests else 0
         drained_ns = self._clock.monotonic_ns()
+        self._coordinator.flush(drained_ns)
         self._write()
         written_ns = self._clock.monotonic_ns()
         self._catalog.replication.turn(written_ns)  # first: it takes others longer
@@ -141,9 +146,9 @@ class Loop:
             self._metadata.turn(now_ns)
         for waiter in context.purgatory.expire(now_ns):
             waiter.expire()
-        if (
-            context.dirty
-        ):  # requests that went on behind a change of the cluster, or at their deadline
+        self._coordinator.turn(now_ns)
+        # What groups do by themselves, and requests that went on behind a change of the cluster or at their deadline.
+        if context.dirty:
             self._write()
         context.purgatory.arm()
         catalog.retention.turn(now_ns)
@@ -167,6 +172,7 @@ class Loop:
             self._catalog.replication.next_deadline_ns(),
             self._metadata.next_deadline_ns(),
             self._standing.next_deadline_ns(),
+            self._coordinator.next_deadline_ns(),
         ):
             if deadline is not None:
                 due_ns = min(due_ns, deadline)
@@ -198,6 +204,7 @@ class Loop:
         self._died(self._liveness.follow(others), self._clock.monotonic_ns())
         self._catalog.follow(old, new)
         self._standing.follow(new)
+        self._coordinator.follow(new)
 
     def _drain_peers(self, began_ns: int) -> int:
         """Take in what other brokers have sent, within the bounds of a turn."""
@@ -223,7 +230,7 @@ class Loop:
                 break
             count += 1
             size += sum(map(len, received.frames))
-            table.receive(context, received.client, received.frames)
+            table.receive(context, received.client, received.frames, received.sender)
             if context.simple_records > TURN_SIMPLE_RECORDS_MAX:
                 break
             if self._clock.monotonic_ns() - began_ns > TURN_NS_MAX:
@@ -297,4 +304,5 @@ class Loop:
             "partitions": len(partitions),
             "leaders": sum(partition.leader is not None for partition in partitions),
             **asdict(context.counters),
+            **self._coordinator.counts(),
         }

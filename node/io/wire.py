@@ -50,10 +50,11 @@ _POLLIN = int(zmq.POLLIN)
 
 
 class Received(NamedTuple):
-    """One multipart message and the session that it came from."""
+    """One multipart message and the session that it came from. `sender`: what `Wire.pid_of` can read."""
 
     client: bytes
     frames: list[bytes]
+    sender: Any = None
 
 
 class Ready(NamedTuple):
@@ -109,6 +110,10 @@ class Wire(Protocol):
 
     def receive(self) -> Received | None:
         """One waiting message; None if there is none."""
+        ...
+
+    def pid_of(self, sender: Any) -> int:
+        """The process that sent a message, as the kernel said when it connected; 0: not known."""
         ...
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
@@ -234,13 +239,22 @@ class ZmqWire:
         # Asking first is a tenth of the cost of the exception that an empty socket raises.
         if not self._socket.getsockopt(zmq.EVENTS) & _POLLIN:
             return None
-        client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        sender = self._socket.recv(zmq.NOBLOCK, copy=False)
+        client, frames = sender.bytes, self._socket.recv_multipart(zmq.NOBLOCK)
         if client in self._cut_off:
             if not frames or not self._try_send(client, _dropped_notice(frames)):
                 return Received(client, [])
             del self._cut_off[client]
             journal.event("client reads again", client=client.hex())
-        return Received(client, frames)
+        return Received(client, frames, sender)
+
+    def pid_of(self, sender: Any) -> int:
+        # libzmq's property of a frame that came by ipc: "host:uid:gid:pid", from SO_PEERCRED. pid 0: it belongs to
+        # another pid namespace.
+        try:
+            return int(sender.get("Peer-Address").rpartition(":")[2])
+        except (zmq.ZMQError, ValueError):
+            return 0
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         if client in self._cut_off:

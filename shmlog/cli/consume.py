@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from shmlog import clock
 from shmlog.cli.connect import open_admin
 from shmlog.cli.formats import FORMAT, given_or_default
+from shmlog.cli.interrupts import Interrupts
 from shmlog.cli.printing import Columns, Printer
 from shmlog.cli.render import integers
 from shmlog.cli.settings import Settings
@@ -23,7 +26,7 @@ from shmlog.client import consumer as client
 from shmlog.client.admin import Admin
 from shmlog.client.batch import Batch
 from shmlog.client.positions import EARLIEST, LATEST, Kind, Position, parse_range
-from shmlog.errors import InvalidConfig, RequestTimedOut
+from shmlog.errors import InvalidConfig, PartitionMoved, RequestTimedOut
 from shmlog.ids import TopicPartition
 from shmlog.records.layout import Codec
 
@@ -65,6 +68,7 @@ class Selection:
 @FORMAT
 @click.option("-p", "--partitions", metavar="LIST", help="Such as 0,2-4.")
 @click.option("--grep", metavar="RE", help="Only records whose key or value matches.")
+@click.option("-g", "--group", metavar="GROUP", help="Share the topics with this group's members.")
 @click.pass_obj
 def consume(
     settings: Settings,
@@ -75,14 +79,23 @@ def consume(
     text: str | None,
     partitions: str | None,
     grep: str | None,
+    group: str | None,
 ) -> None:
     """Read records of TOPICs (names or patterns such as 'orders.*') and go on following.
+
+    With -g the group's offsets say where to go on, and -o where to begin if there are none; what was written
+    is committed, also at Ctrl-C. -e is then at the ends of the partitions that this member has.
 
     With -e or -n, --timeout is for the command: exit 4 if the end has not come by then.
     The format language: docs/operations.md, or -f '%k\\t%v\\n'.
     """
     printer = Printer(given_or_default(text, settings), terminal=sys.stdout.isatty())
     start, stop = parse_range(position)
+    if group is not None and stop is not None:
+        raise InvalidConfig(f"-o {position!r}: with -g, one position, where the group begins")
+    begin: dict[str, Any] = {"start": start or EARLIEST}
+    if group is not None:
+        begin = {"group": group, "reset": start or EARLIEST}
     chosen = None if partitions is None else integers(partitions, "-p")
     try:
         selection = Selection(count, None if grep is None else re.compile(os.fsencode(grep)))
@@ -95,9 +108,10 @@ def consume(
             *topics,
             where=settings.where,
             partitions=chosen,
-            start=start or EARLIEST,
+            **begin,
             stop=LATEST if to_end and stop is None else stop,
         ) as consumer,
+        _Shares(consumer) if group is not None else nullcontext() as shares,
     ):
         limits = _limits(consumer, stop) if to_end else {}
         if count == 0 or _reached(consumer, limits):
@@ -110,10 +124,47 @@ def consume(
             if limits:
                 left = limits[TopicPartition(batch.topic, batch.partition)] - batch.base_offset
                 columns = columns.cut(0, max(left, 0))
-            sys.stdout.buffer.write(printer.format(selection.of(columns)))
-            sys.stdout.buffer.flush()
+            shown = selection.of(columns)
+            with shares.step(batch) if shares is not None else nullcontext():
+                sys.stdout.buffer.write(printer.format(shown))
+                sys.stdout.buffer.flush()
+            if shares is not None and selection.left == 0 and len(shown):
+                shares.ends_at(batch, shown.offsets[-1] + 1)
             if selection.left == 0 or _reached(consumer, limits):
                 return
+
+
+class _Shares:
+    """Reading with a group: a batch is finished when it is written, also if Ctrl-C comes right then."""
+
+    def __init__(self, consumer: client.Consumer) -> None:
+        self._consumer = consumer
+        self._interrupts = Interrupts()
+        self._written: Batch | None = None
+
+    def __enter__(self) -> _Shares:
+        self._interrupts.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is KeyboardInterrupt and self._written is not None:
+                with suppress(PartitionMoved):
+                    self._consumer.commit(self._written)
+        finally:
+            self._interrupts.__exit__()
+
+    @contextmanager
+    def step(self, batch: Batch) -> Iterator[None]:
+        """The writing of a batch, which Ctrl-C does not cut short."""
+        with self._interrupts.held():
+            yield
+            self._written = batch
+
+    def ends_at(self, batch: Batch, offset: int) -> None:
+        """Only the records below `offset` of the batch were shown, and are to be committed."""
+        self._consumer.seek(TopicPartition(batch.topic, batch.partition), offset)
+        self._written = None
 
 
 class _Deadline:

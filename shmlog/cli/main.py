@@ -50,6 +50,7 @@ COMMANDS = {
     "export": Lazy("shmlog.cli.export", "export", "A topic into a file: JSON Lines or CSV."),
     "import": Lazy("shmlog.cli.importing", "import_", "A file's records into a topic."),
     "topic": Lazy("shmlog.cli.admin", "topic", "List, create, describe, alter, trim, delete."),
+    "group": Lazy("shmlog.cli.groups", "group", "Consumer groups: list, describe, reset, delete."),
     "cluster": Lazy("shmlog.cli.cluster", "cluster", "Brokers, leaders, epochs, what was changed."),
     "stats": Lazy("shmlog.cli.stats", "show", "Counters of the brokers, from shared memory."),
     "fsck": Lazy("shmlog.cli.fsck", "fsck", "Check a stopped cluster's files; changes nothing."),

@@ -30,14 +30,13 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from shmlog.client.delivery import Delivery
+from shmlog.client.delivery import Delivery, Waiter
 from shmlog.client.session import Backoff
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 from shmlog.errors import Code, OutOfSequence, RequestTimedOut, ShmlogError
@@ -113,7 +112,7 @@ class Batch:
         self.error: ShmlogError | None = None
         self.asked: set[int] = set()  # the records whose owners were told the error
         self.base_offset = -1
-        self.waiter: threading.Event | None = None
+        self.waiter: Waiter | None = None
 
     def trim(self) -> None:
         """Adding was interrupted by a signal handler: columns as long as `count` says."""

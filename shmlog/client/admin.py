@@ -1,4 +1,4 @@
-"""Administration: topics, their settings, their ends; the cluster. Answers are the protocol's structs."""
+"""Administration: topics, their settings and ends, groups, the cluster. Answers are the protocol's structs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from shmlog.client.arguments import Duration, duration_ns
 from shmlog.client.bootstrap import Where
 from shmlog.client.engine import API_TIMEOUT_NS, Engine
+from shmlog.client.group_admin import GroupAdmin
 from shmlog.errors import Code, InvalidRequest, UnknownTopic
 from shmlog.ids import TopicPartition
 from shmlog.protocol.messages import (
@@ -37,7 +38,7 @@ from shmlog.protocol.messages import (
 )
 
 
-class Admin:
+class Admin(GroupAdmin):
     """Questions and changes about the cluster. Calls of several threads are served one by one.
 
     A call asks any broker, which brings changes to the controller by itself; questions that only a

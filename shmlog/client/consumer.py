@@ -1,6 +1,7 @@
 """Records out of topics.
 
-The caller drives: iterating pumps the sockets, there is no thread. Where the leader's ring is on
+The caller drives: iterating pumps the sockets, there is no thread (a member of a group has one, which keeps it in the
+group and commits). Where the leader's ring is on
 this machine, batches come straight from it (ring_tail.py); else, and below the ring, by fetch
 (fetches.py), with no gap and no repeat at any change between the two. Records, batches and arrays
 are views of one position.
@@ -10,18 +11,21 @@ from __future__ import annotations
 
 import fnmatch
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 
 from shmlog.client import positions, ring_tail
 from shmlog.client.arguments import Duration, duration_ns, optional_ns, size_in
 from shmlog.client.batch import Batch, Record
 from shmlog.client.bootstrap import Where
-from shmlog.client.engine import API_TIMEOUT_NS, Engine
+from shmlog.client.engine import API_TIMEOUT_NS, CLOSE_PATIENCE_S, Engine
 from shmlog.client.fetches import ENDLESS, Fetches, PartitionReader
+from shmlog.client.group_member import GroupMember, OnAssign, OnRevoke
+from shmlog.client.membership import Mark, Parts
 from shmlog.client.positions import Position, Positionable
 from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import (
+    ClientClosed,
     Code,
     InvalidConfig,
     InvalidRequest,
@@ -31,9 +35,12 @@ from shmlog.errors import (
     from_wire,
 )
 from shmlog.ids import TopicPartition
+from shmlog.protocol.group_messages import CommittedOffset
 from shmlog.protocol.messages import FETCH_BYTES_MAX, TopicInfo
 from shmlog.ring.layout import RingIdentity
 from shmlog.serde import Serde
+
+Steps = Generator[int | Callable[[], None] | None, None, Batch | None]
 
 _GLOB = frozenset("*?[")
 _LATEST, _EARLIEST = -1, -2
@@ -58,6 +65,17 @@ class Consumer:
             "always"; "never" = not the body CRC.
         ring: read from shared memory where possible.
         on_error: is told what does not end the reading.
+        group: share the topics (names, or patterns with `*` and `?`) with the other members of a group, and
+            go on from its committed offsets. `partitions` and `start` are then the group's affair.
+        reset: where a group begins that has no committed offset: a position, or "error".
+        commit: "auto" = every `commit_interval`, before partitions go, and in `close`, of what is finished:
+            all before the batch or record in the application's hands (asking for the next one finishes
+            it); so at least once. "manual" = by `commit` only; called before the work is done, at most once.
+        instance_id: a static member: its partitions wait for its return instead of going to others.
+        assignor: "uniform" or "range".
+        on_assign, on_revoke: called in the thread that asks for the next batch (or closes): with the
+            partitions from now on read, and with those that go, on_revoke(partitions, lost=False). What is
+            `lost` is another member's already.
     A change of leaders is no event: the reader goes on at the new one, with no gap and no repeat.
     When the constructor returns, every position is fixed: nothing written from then on is missed.
     Without `partitions` and `stop`, partitions that are added to its topics are read too, from their log
@@ -82,6 +100,14 @@ class Consumer:
         ring: bool = True,
         request_timeout: Duration = 30,
         on_error: Callable[[ShmlogError], None] | None = None,
+        group: str | None = None,
+        reset: Positionable = "earliest",
+        commit: str = "auto",
+        commit_interval: Duration = 1,
+        instance_id: str = "",
+        assignor: str = "uniform",
+        on_assign: OnAssign | None = None,
+        on_revoke: OnRevoke | None = None,
         rng: random.Random | None = None,
     ) -> None:
         if out_of_range not in ("error", "reset"):
@@ -90,7 +116,22 @@ class Consumer:
             raise InvalidConfig(f'on_truncation = {on_truncation!r}: must be "raise" or "continue"')
         if check_crcs not in ("auto", "always", "never"):
             raise InvalidConfig(f'check_crcs = {check_crcs!r}: must be "auto", "always" or "never"')
+        if commit not in ("auto", "manual"):
+            raise InvalidConfig(f'commit = {commit!r}: must be "auto" or "manual"')
+        if group is not None and (partitions is not None or start != "earliest"):
+            raise InvalidConfig(
+                "a group shares out the partitions and goes on where it was: say `reset` for where it begins"
+            )
+        if group is not None and stop not in (None, "latest", "end", positions.LATEST):
+            raise InvalidConfig(f'stop = {stop!r}: a member of a group stops at "latest", or never')
+        self.on_assign, self.on_revoke = on_assign, on_revoke
+        self._auto_commit = commit == "auto"
+        self._needs_commit = group is not None and reset == "error"
+        if group is not None:
+            start = "earliest" if self._needs_commit else reset
         first, last = positions.parse_range(start)
+        if group is not None and last is not None:
+            raise InvalidConfig(f"reset = {reset!r}: one position, not a range")
         self._serdes = (key, value)
         self._reset = out_of_range == "reset"
         self._raise_truncation = on_truncation == "raise"
@@ -116,8 +157,27 @@ class Consumer:
         self._added: dict[TopicPartition, str] = {}  # new partitions and their topic ids
         self._batch: Batch | None = None  # partly handed out, record by record
         self._taken = 0
+        self._in_hand: tuple[Batch, int | None] | None = None  # and its end; None: by `_taken`
+        self._member: GroupMember | None = None
+        self._ends: dict[TopicPartition, int] = {}  # where a member of a group stops
+        self._closed = False
         try:
             with self._engine.lock:
+                if group is not None:
+                    self._start = first or positions.EARLIEST
+                    self._stop = None if stop is None else positions.LATEST
+                    self._look_at(topics)
+                    self._member = GroupMember(
+                        self._engine, where, group, topics,
+                        instance=instance_id, assignor=assignor,
+                        commit_interval_ns=duration_ns(commit_interval, "commit_interval"),
+                        request_timeout_ns=duration_ns(request_timeout, "request_timeout"), rng=rng,
+                    )  # fmt: skip
+                    if not self._auto_commit:
+                        self._member.membership.report_ns = ENDLESS
+                    self._member.wait_joined()
+                    self._follow()
+                    return
                 self._assign(topics, partitions)
                 stop_at = positions.parse(stop) if stop is not None else last
                 self._grows = partitions is None and stop_at is None
@@ -131,20 +191,27 @@ class Consumer:
 
     def __iter__(self) -> Iterator[Record]:
         """Records, one by one; waits for more, and ends at `stop`."""
+        member, now = self._member, SYSTEM_CLOCK.monotonic_ns
+        watched = None if member is None else member.membership
         while True:
-            batch = self._batch
+            self._finish()
+            batch, self._in_hand = self._batch, None
             if batch is None or self._taken >= len(batch):
-                with self._engine.lock:
-                    batch = self._next_batch(None, True)
+                batch = self._wait(self._next_batch(None, True))
                 if batch is None:
                     return
-                self._batch, self._taken = batch, 0
+                self._keep(batch, 0)
+            self._in_hand = batch, None
             records = iter(batch if not self._taken else batch.part(self._taken, len(batch)))
             for record in records:
                 self._taken += 1
                 yield record
+                if watched is not None and (watched.has_news or now() >= watched.report_ns):
+                    self._finish()
+                    with self._engine.lock:
+                        self._follow()
                 if self._batch is not batch:
-                    break  # a seek, or `batches` in between
+                    break  # a seek, `batches` in between, or the partition is another member's
 
     def batches(
         self,
@@ -161,15 +228,19 @@ class Consumer:
             raise InvalidRequest(f"max_records = {max_records}: must be at least 1")
         timeout_ns = optional_ns(timeout, "timeout")
         while True:
+            self._finish()
+            if self._member is not None and self._member.has_news:
+                with self._engine.lock:
+                    self._follow()
             batch = self._rest()
             if batch is None:
-                with self._engine.lock:
-                    batch = self._next_batch(timeout_ns, copy)
+                batch = self._wait(self._next_batch(timeout_ns, copy))
             if batch is None:
                 return
             if max_records is not None and len(batch) > max_records:
-                self._batch, self._taken = batch, max_records
+                self._keep(batch, max_records)
                 batch = batch.part(0, max_records)
+            self._in_hand = (batch, batch.end_offset) if len(batch) else None
             yield batch
 
     def _rest(self) -> Batch | None:
@@ -179,6 +250,10 @@ class Consumer:
         if batch is None or taken >= len(batch):
             return None
         return batch.part(taken, len(batch)) if taken else batch
+
+    def _keep(self, batch: Batch, taken: int) -> None:
+        """The first `taken` records of a batch are handed out, the others are not yet."""
+        self._batch, self._taken = batch, taken
 
     # --- positions
 
@@ -206,9 +281,9 @@ class Consumer:
         with self._engine.lock:
             self._engine.check()
             if isinstance(target, Batch):
-                self._move(
-                    self._reader(TopicPartition(target.topic, target.partition)), target.base_offset
-                )
+                reader = self._reader(TopicPartition(target.topic, target.partition))
+                self._move(reader, target.base_offset)
+                self._sought([reader.tp])
                 return
             if position is None:
                 raise InvalidRequest("seek needs a position, or a batch to go back to")
@@ -220,6 +295,17 @@ class Consumer:
             if not wanted:
                 raise UnknownTopic(f"topic {target!r} is not read by this consumer", topic=target)
             self._fix(wanted, positions.parse(position), None)
+            self._sought(wanted)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Hand out no records of these partitions (none named: of all that are read now) until `resume`."""
+        for tp in partitions or self.assignment:
+            self._reader(tp).paused = True
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Go on where `pause` has stopped."""
+        for tp in partitions or self.assignment:
+            self._reader(tp).paused = False
 
     def lag(self) -> dict[TopicPartition, int]:
         """How many committed records each partition has behind the position, as of now."""
@@ -227,9 +313,207 @@ class Consumer:
             found = self._engine.list_offsets([(tp, _LATEST) for tp in self._readers])
         return {tp: max(end.offset - self.position(tp), 0) for (tp, _), end in found.items()}
 
+    # --- a member of a group
+
+    def commit(self, done: Batch | Record | None = None, *, metadata: str = "") -> None:
+        """Store, durably, that the group has finished all that was handed out, or all up to and with a batch
+        or record; with up to 4096 bytes of text.
+
+        Raises: PartitionMoved: the partition is another member's by now. RecordTooLarge: the text.
+        """
+        member = self._membership()
+        marks = {}
+        if done is None:
+            for tp, reader in self._readers.items():
+                marks[tp] = Mark(self.position(tp), reader.handed_epoch, metadata)
+        else:
+            tp = _place_of(done)
+            if isinstance(done, Batch):
+                marks[tp] = Mark(done.end_offset, done.leader_epoch, metadata)
+            else:
+                marks[tp] = Mark(done.offset + 1, self._epoch_of(done), metadata)
+        with self._engine.lock:
+            self._engine.check()
+            member.commit(marks)
+
+    def committed(self) -> dict[TopicPartition, CommittedOffset]:
+        """The group's committed offsets of the partitions that are read here, where there are any."""
+        member = self._membership()
+        with self._engine.lock:
+            self._engine.check()
+            return member.committed(self._readers)
+
+    def _epoch_of(self, record: Record) -> int:
+        """The leader epoch of a record of the batch in hand; -1: it is of another one."""
+        batch = self._batch
+        if batch is None or _place_of(batch) != _place_of(record):
+            return -1
+        return batch.leader_epoch if batch.base_offset <= record.offset < batch.end_offset else -1
+
+    def _membership(self) -> GroupMember:
+        if self._member is None:
+            raise InvalidRequest("this consumer is in no group: Consumer(..., group=NAME)")
+        return self._member
+
+    def _finish(self, *, closing: bool = False) -> None:
+        """The application asks for more: what it has in its hands is finished. Not so in `close`: there only
+        the records before the current one are.
+        """
+        member = self._member
+        if self._in_hand is None or member is None or not self._auto_commit:
+            return
+        batch, end = self._in_hand
+        if end is None:
+            end = batch.base_offset + max(self._taken - closing, 0)
+        elif closing:
+            return
+        else:
+            self._in_hand = None
+        member.finish(_place_of(batch), Mark(end, batch.leader_epoch))
+
+    def _sought(self, tps: list[TopicPartition]) -> None:
+        """The application goes on elsewhere: so does the group."""
+        if self._member is not None and self._auto_commit:
+            for tp in tps:
+                reader = self._readers[tp]
+                self._member.finish(tp, Mark(reader.position, reader.handed_epoch))
+
+    def _follow(self) -> None:
+        """Take and give up partitions as the coordinator says."""
+        member = self._member
+        while member is not None and member.has_news:
+            self._check()
+            news = member.news()
+            for error in news.refused:
+                self._tell(error)
+            if news.lost:
+                self._give_up(news.lost, lost=True)
+            if news.releasing:
+                self._give_up(news.releasing, lost=False)
+            if news.assigned:
+                self._take(member, news.assigned)
+
+    def _give_up(self, parts: Iterable[TopicPartition], *, lost: bool) -> None:
+        member = self._membership()
+        tps = sorted(tp for tp in parts if tp in self._readers)
+        try:
+            if not lost:
+                self._save(member)
+            if self.on_revoke is not None and tps:
+                self.on_revoke(tps, lost=lost)
+        finally:
+            for tp in tps:
+                self._fetches.remove(tp)
+                if self._batch is not None and _place_of(self._batch) == tp:
+                    self._batch = self._in_hand = None
+            member.release(parts)
+
+    def _save(self, member: GroupMember, *, closing: bool = False) -> None:
+        """The commit before partitions go; if it fails, their next reader repeats something."""
+        if self._auto_commit:
+            try:
+                member.save_last() if closing else member.save()
+            except ShmlogError as error:
+                self._tell(error)
+
+    def _tell(self, error: ShmlogError) -> None:
+        if self._on_error is not None:
+            self._on_error(error)
+
+    def _take(self, member: GroupMember, parts: Parts) -> None:
+        """Read new partitions, from where the group has come to."""
+        try:
+            mine = member.take(parts)
+            topics = {tp.topic for tp in mine} - self._engine.session.topics
+            if topics:
+                self._engine.session.topics |= topics
+                self._engine.refresh(sorted(self._engine.session.topics))
+            for tp, topic_id in mine.items():
+                self._fetches.add(PartitionReader(tp, topic_id, 0, ENDLESS))
+            self._place(member, mine)
+        except BaseException:
+            for tp in parts:
+                self._fetches.remove(tp)
+            member.release(parts)  # it is news again
+            raise
+        if self.on_assign is not None and mine:
+            self.on_assign(sorted(mine))
+
+    def _place(self, member: GroupMember, parts: Parts) -> None:
+        found = member.committed(parts)
+        marks = {}
+        for tp, stored in found.items():
+            if stored.topic_id == parts[tp]:
+                marks[tp] = Mark(stored.offset, stored.leader_epoch)
+                self._move(self._readers[tp], *marks[tp][:2])
+        member.begin(marks)
+        fresh = [tp for tp in parts if tp not in marks]
+        if fresh and self._needs_commit:
+            raise InvalidRequest(
+                f'group {member.group!r} has no committed offset for {fresh[0]}, and reset is "error"'
+            )
+        if fresh:
+            self._fix(fresh, self._start, None)
+            if self._start.kind is not positions.Kind.EARLIEST:
+                # At once: nothing between this place and the first commit can be left out.
+                member.commit({tp: Mark(self._readers[tp].position) for tp in fresh})
+        if self._stop is not None:
+            self._note_ends(tp for tp in parts if tp not in self._ends)
+            for tp in parts:
+                self._readers[tp].stop = self._ends[tp]
+
+    def _look_at(self, topics: tuple[str, ...]) -> None:
+        """Do the topics named exist? And where do they end, if that is where to stop?"""
+        if not topics:
+            raise InvalidConfig("name at least one topic")
+        plain = [name for name in topics if not _GLOB & set(name)]
+        found = (
+            self._topics(list(topics) if self._stop is not None else plain)
+            if plain or self._stop
+            else []
+        )
+        if self._stop is not None:
+            self._note_ends(
+                TopicPartition(t.topic, p.partition) for t in found for p in t.partitions
+            )
+
+    def _note_ends(self, tps: Iterable[TopicPartition]) -> None:
+        found = self._engine.list_offsets([(tp, _LATEST) for tp in tps])
+        self._ends.update({tp: place.offset for (tp, _), place in found.items()})
+
+    # --- the end
+
     def close(self) -> None:
-        """Close the connections and let the rings go. Idempotent, from any thread."""
+        """Close the connections and let the rings go; a member of a group commits what is finished (if `commit`
+        is "auto") and leaves. Idempotent, from any thread.
+        """
+        member = self._member
+        if member is not None and not self._closed and not member.is_abandoned:
+            self._closed = True
+            self._engine.wake()
+            if self._engine.lock.acquire(timeout=CLOSE_PATIENCE_S):
+                try:
+                    self._part(member)
+                finally:
+                    self._engine.lock.release()
+            member.close()
         self._engine.close()
+
+    def _part(self, member: GroupMember) -> None:
+        """Give all up, in good order."""
+        self._finish(closing=True)
+        self._save(member, closing=True)
+        if self.on_revoke is not None and self._readers:
+            self.on_revoke(self.assignment, lost=False)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClientClosed("this consumer is closed; make a new one")
+
+    def __del__(self) -> None:
+        member = getattr(self, "_member", None)
+        if member is not None:
+            member.close(wait=False)
 
     def __enter__(self) -> Consumer:
         return self
@@ -331,30 +615,54 @@ class Consumer:
         self, reader: PartitionReader, offset: int, last_epoch: int = -1, checked_epoch: int = -1
     ) -> None:
         reader.seek(offset, last_epoch, checked_epoch)
-        if self._batch is not None and (self._batch.topic, self._batch.partition) == reader.tp:
+        if self._batch is not None and _place_of(self._batch) == reader.tp:
             self._batch = None
+        if self._in_hand is not None and _place_of(self._in_hand[0]) == reader.tp:
+            self._in_hand = None
 
     # --- the reading
 
-    def _next_batch(self, timeout_ns: int | None, copy: bool) -> Batch | None:
-        """The next batch; an empty one at the time-out; None at the stop."""
+    def _wait(self, steps: Steps) -> Batch | None:
+        """Drive `_next_batch`: this is all that differs between this class and the one for asyncio."""
+        with self._engine.lock:
+            try:
+                while True:
+                    step = next(steps)
+                    if callable(step):
+                        step()
+                    else:
+                        self._engine.pump(step)
+            except StopIteration as end:
+                batch: Batch | None = end.value
+                return batch
+
+    def _next_batch(self, timeout_ns: int | None, copy: bool) -> Steps:
+        """The next batch; an empty one at the time-out; None at the stop.
+
+        Yields where there is something to wait for: up to how many ns for news of the sockets, or
+        what to call, which asks brokers.
+        """
         engine = self._engine
         engine.check()
         deadline_ns = None if timeout_ns is None else engine.now() + timeout_ns
         while True:
+            self._check()
+            if self._member is not None and self._member.has_news:
+                yield self._follow
             if self._fetches.truncated:
                 self._report_truncation()
             if self._added:
-                self._take_added()
+                yield self._take_added
             reader = self._find(copy)
             if reader is not None:
                 batch = self._hand_out(reader)
                 if len(batch):
                     return batch
                 continue  # compaction has left no record of it
-            if all(reader.finished for reader in self._readers.values()):
+            if self._is_over():
                 return None
-            self._raise_errors()
+            if any(reader.error is not None for reader in self._readers.values()):
+                yield self._raise_errors
             now = engine.now()
             left_ns = None if deadline_ns is None else deadline_ns - now
             if left_ns is not None and left_ns < 0:
@@ -364,7 +672,13 @@ class Consumer:
             if retry_ns is not None:
                 wait_ns = retry_ns - now
                 left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
-            engine.pump(left_ns)
+            yield left_ns
+
+    def _is_over(self) -> bool:
+        member = self._member
+        if member is not None and (self._stop is None or not member.is_settled):
+            return False  # more partitions may come
+        return all(reader.finished for reader in self._readers.values())
 
     def _take_added(self) -> None:
         found = self._engine.list_offsets([(tp, _EARLIEST) for tp in self._added])
@@ -376,6 +690,8 @@ class Consumer:
         """A partition with something in its buffer, filled from its ring if need be."""
         found = None
         for reader in self._fetches.in_turn():
+            if reader.paused:
+                continue
             if reader.pieces or (reader.wants and self._from_ring(reader, copy)):
                 found = reader
                 break
@@ -461,6 +777,7 @@ class Consumer:
             check_crc=False,
         )
         reader.position = min(piece.header.end_offset, reader.stop)
+        reader.handed_epoch = piece.header.leader_epoch
         if reader.finished:
             reader.pieces.clear()
         if not reader.pieces:
@@ -482,6 +799,8 @@ class Consumer:
             reader.error = None  # the user may seek, or simply try again
             if self._reset and isinstance(error, OffsetOutOfRange):
                 self._go_to_start(reader, error)
+            elif isinstance(error, UnknownTopic) and self._member is not None:
+                pass  # the coordinator will say so too, and what comes instead
             elif isinstance(error, UnknownTopic):
                 self._begin_anew(reader)
             else:
@@ -515,8 +834,11 @@ class Consumer:
 
     def _go_to_start(self, reader: PartitionReader, error: ShmlogError) -> None:
         before = reader.position
-        found = self._engine.list_offsets([(reader.tp, _EARLIEST)], API_TIMEOUT_NS)
-        reader.seek(*found[reader.tp, _EARLIEST])
+        if self._member is not None:
+            self._fix([reader.tp], self._start, None)
+        else:
+            found = self._engine.list_offsets([(reader.tp, _EARLIEST)], API_TIMEOUT_NS)
+            reader.seek(*found[reader.tp, _EARLIEST])
         if self._on_error is not None:
             self._on_error(
                 OffsetOutOfRange(
@@ -549,3 +871,7 @@ class Consumer:
 
 def _needs_ends(position: Position) -> bool:
     return position.kind is not positions.Kind.OFFSET
+
+
+def _place_of(what: Batch | Record) -> TopicPartition:
+    return TopicPartition(what.topic, what.partition)

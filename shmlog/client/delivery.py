@@ -7,7 +7,7 @@ asked.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from shmlog.client.arguments import Duration, optional_ns
 from shmlog.clock import NS_PER_S, SYSTEM_CLOCK
@@ -16,7 +16,15 @@ from shmlog.errors import RequestTimedOut, ShmlogError
 if TYPE_CHECKING:
     from shmlog.client.accumulator import Batch
 
-_waiter_lock = threading.Lock()  # guards the making of waiters only
+waiter_lock = threading.Lock()  # guards the making of waiters only
+
+
+class Waiter(Protocol):
+    """Somebody waits for the fate of a batch."""
+
+    def set(self) -> None:
+        """It is known. Called once, by the I/O thread."""
+        ...
 
 
 class RecordMeta(NamedTuple):
@@ -41,18 +49,19 @@ def wait_done(batch: Batch, timeout_ns: int | None) -> bool:
     """Wait until the fate of a batch is known; False if it is not in time."""
     if batch.done:
         return True
-    with _waiter_lock:
+    with waiter_lock:
         waiter = batch.waiter
         if waiter is None:
             waiter = batch.waiter = threading.Event()
+    assert isinstance(waiter, threading.Event)
     # The completing thread writes `done`, then reads `waiter`; here it is the other way round.
     if batch.done:
         return True
     return waiter.wait(None if timeout_ns is None else timeout_ns / NS_PER_S)
 
 
-class Delivery(tuple["Batch", int]):
-    """The promise for one record."""
+class Promise(tuple["Batch", int]):
+    """The promise for one record, whoever waits for it."""
 
     __slots__ = ()
 
@@ -60,14 +69,12 @@ class Delivery(tuple["Batch", int]):
         """Is its fate known?"""
         return self[0].done
 
-    def result(self, timeout: Duration | None = None) -> RecordMeta:
-        """Wait for the ack. Raises the delivery's error, or RequestTimedOut after `timeout`."""
+    def meta(self) -> RecordMeta:
+        """Where the record is, once its fate is known. Raises the delivery's error."""
         batch, index = self
-        if not wait_done(batch, optional_ns(timeout, "timeout")):
-            raise RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}; it may still come")
-        if batch.error is not None:
-            batch.asked.add(index)
-            raise batch.error
+        error = self.failure()
+        if error is not None:
+            raise error
         times = batch.times
         return RecordMeta(
             batch.queue.tp.topic,
@@ -76,11 +83,9 @@ class Delivery(tuple["Batch", int]):
             times if isinstance(times, int) else int(times[index]),
         )
 
-    def exception(self, timeout: Duration | None = None) -> ShmlogError | None:
-        """Wait; the error, or None if the record was delivered."""
+    def failure(self) -> ShmlogError | None:
+        """The error, once the fate is known; from then on the asker's, not flush's."""
         batch, index = self
-        if not wait_done(batch, optional_ns(timeout, "timeout")):
-            raise RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}")
         if batch.error is not None:
             batch.asked.add(index)
         return batch.error
@@ -115,9 +120,34 @@ class Delivery(tuple["Batch", int]):
         return f"<Delivery {batch.queue.tp} record {index} of its batch, {state}>"
 
 
-class Deliveries:
-    """The promise for records sent together; slices of one or more batches, in the order of
-    sending.
+class Delivery(Promise):
+    """The promise for one record."""
+
+    __slots__ = ()
+
+    def result(self, timeout: Duration | None = None) -> RecordMeta:
+        """Wait for the ack. Raises the delivery's error, or RequestTimedOut after `timeout`."""
+        self._wait(timeout)
+        return self.meta()
+
+    def exception(self, timeout: Duration | None = None) -> ShmlogError | None:
+        """Wait; the error, or None if the record was delivered."""
+        self._wait(timeout)
+        return self.failure()
+
+    def _wait(self, timeout: Duration | None) -> None:
+        if not wait_done(self[0], optional_ns(timeout, "timeout")):
+            raise no_ack(self[0], timeout)
+
+
+def no_ack(batch: Batch, timeout: Duration | None) -> RequestTimedOut:
+    """The error for a fate that is not known in time."""
+    return RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}; it may still come")
+
+
+class Promises:
+    """The promise for records sent together, whoever waits for it; slices of one or more batches, in
+    the order of sending.
     """
 
     __slots__ = ("_parts",)
@@ -132,12 +162,13 @@ class Deliveries:
         """Is the fate of every record known?"""
         return all(batch.done for batch, _, _ in self._parts)
 
-    def result(self, timeout: Duration | None = None) -> list[RangeMeta]:
-        """Wait for all acks; where the records are, one range a batch.
+    def failure(self) -> ShmlogError | None:
+        """The first error, once all fates are known."""
+        return next((b.error for b, _, _ in self._parts if b.error is not None), None)
 
-        Raises the first error, or RequestTimedOut when `timeout` passes.
-        """
-        error = self.exception(timeout)
+    def metas(self) -> list[RangeMeta]:
+        """Where the records are, once all fates are known. Raises the first error."""
+        error = self.failure()
         if error is not None:
             raise error
         return [
@@ -150,13 +181,30 @@ class Deliveries:
             for batch, first, count in self._parts
         ]
 
+
+class Deliveries(Promises):
+    """The promise for records sent together."""
+
+    __slots__ = ()
+
+    def result(self, timeout: Duration | None = None) -> list[RangeMeta]:
+        """Wait for all acks; where the records are, one range a batch.
+
+        Raises the first error, or RequestTimedOut when `timeout` passes.
+        """
+        self._wait(timeout)
+        return self.metas()
+
     def exception(self, timeout: Duration | None = None) -> ShmlogError | None:
         """Wait; the first error, or None if every record was delivered."""
+        self._wait(timeout)
+        return self.failure()
+
+    def _wait(self, timeout: Duration | None) -> None:
         timeout_ns = optional_ns(timeout, "timeout")
         now = SYSTEM_CLOCK.monotonic_ns
         deadline_ns = None if timeout_ns is None else now() + timeout_ns
         for batch, _, _ in self._parts:
             left_ns = None if deadline_ns is None else max(deadline_ns - now(), 0)
             if not wait_done(batch, left_ns):
-                raise RequestTimedOut(f"{batch.queue.tp}: no ack within {timeout}")
-        return next((b.error for b, _, _ in self._parts if b.error is not None), None)
+                raise no_ack(batch, timeout)

@@ -19,7 +19,7 @@ from shmlog.client.arguments import no_topic
 from shmlog.client.bootstrap import Where, look_around
 from shmlog.client.metadata import Leader
 from shmlog.client.session import Outcome, Session, entry_error
-from shmlog.client.transport import Transport
+from shmlog.client.transport import Event, Transport
 from shmlog.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import (
     ClientClosed,
@@ -81,6 +81,11 @@ class Engine:
         """Send what is to be sent, wait for answers up to `timeout_ns` (None: for ever), take them
         in.
         """
+        left_ns = self.begin(timeout_ns)
+        self.take_in(self.check().poll(left_ns))
+
+    def begin(self, timeout_ns: int | None) -> int | None:
+        """The half of `pump` before the wait: send; how long the wait may be."""
         transport, session = self.check(), self.session
         now = self.now()
         session.tick(now)
@@ -90,9 +95,12 @@ class Engine:
         if due is not None:
             left = max(due - now, 0)
             timeout_ns = left if timeout_ns is None else min(left, timeout_ns)
-        events = transport.poll(timeout_ns)
-        if self._closing is not None:
-            self.check()
+        return timeout_ns
+
+    def take_in(self, events: Sequence[Event]) -> None:
+        """The half of `pump` after the wait."""
+        self.check()
+        session = self.session
         if events:
             now = self.now()
             for endpoint, answer, died in events:
@@ -100,6 +108,12 @@ class Engine:
                     session.lost(endpoint, now, died)
                 else:
                     session.received(endpoint, answer, now)
+
+    def wake(self) -> None:
+        """End a `pump` of another thread, without an answer. From any thread."""
+        transport = self._transport
+        if transport is not None:
+            transport.wake()
 
     def wait(self, done: Callable[[], bool], deadline_ns: int) -> bool:
         """Pump until `done()`; False if the deadline passes first."""
@@ -110,14 +124,18 @@ class Engine:
             self.pump(left)
         return True
 
-    def ask(self, message: Request, timeout_ns: int = API_TIMEOUT_NS) -> Any:
-        """The answer of any broker. Raises what the broker or the deadline says."""
+    def ask(
+        self, message: Request, timeout_ns: int = API_TIMEOUT_NS, *, endpoint: str | None = None
+    ) -> Any:
+        """The answer of any broker, `endpoint` first. Raises what the broker or the deadline says."""
         with self.lock:
             self.check()
             outcomes: list[Outcome] = []
             now = self.now()
             deadline_ns = now + timeout_ns
-            self.session.call(message, lambda o, _: outcomes.append(o), now, deadline_ns)
+            self.session.call(
+                message, lambda o, _: outcomes.append(o), now, deadline_ns, endpoint=endpoint
+            )
             self.wait(lambda: bool(outcomes), deadline_ns + NS_PER_S)
             if not outcomes:
                 raise RequestTimedOut(f"{message.op}: no answer within {timeout_ns / NS_PER_S:g} s")
@@ -125,6 +143,36 @@ class Engine:
             if error is not None:
                 raise error
             return outcomes[0].answer
+
+    def ask_brokers(
+        self, message: Callable[[], Request], timeout_ns: int = API_TIMEOUT_NS
+    ) -> list[Any]:
+        """The answers of all brokers that live, all of them as long as none of them goes meanwhile."""
+        with self.lock:
+            deadline_ns, attempts = self.now() + timeout_ns, 0
+            while True:
+                living = [b for b in self.refresh([], timeout_ns).brokers if b.alive]
+                outcomes = self._ask_each([b.endpoint for b in living], message(), deadline_ns)
+                error = next((o.error for o in outcomes if o.error is not None), None)
+                if error is None and len(outcomes) == len(living):
+                    return [outcome.answer for outcome in outcomes]
+                if self.now() >= deadline_ns or (error is not None and not error.retriable):
+                    raise error or RequestTimedOut("not every broker answered in time")
+                attempts += 1
+                pause_ns = self.session.backoff.ns(attempts)
+                self.wait(lambda: False, min(self.now() + pause_ns, deadline_ns))
+
+    def _ask_each(
+        self, endpoints: Sequence[str], message: Request, deadline_ns: int
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        now = self.now()
+        timeout_ns = min(max(deadline_ns - now, NS_PER_MS), self.session.request_timeout_ns)
+        for endpoint in endpoints:
+            done = functools.partial(_keep, outcomes)
+            self.session.submit(endpoint, message, (), done, now, timeout_ns=timeout_ns)
+        self.wait(lambda: len(outcomes) == len(endpoints), deadline_ns)
+        return outcomes
 
     def refresh(
         self, topics: Sequence[str] | None, timeout_ns: int = API_TIMEOUT_NS
@@ -210,6 +258,10 @@ class Engine:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
+
+
+def _keep(outcomes: list[Outcome], outcome: Outcome, _: int) -> None:
+    outcomes.append(outcome)
 
 
 class _Gathering:

@@ -57,10 +57,12 @@ class PartitionReader:
         "damage",
         "error",
         "fetch_offset",
+        "handed_epoch",
         "high_watermark",
         "in_flight",
         "leader_epoch",
         "log_start",
+        "paused",
         "pieces",
         "position",
         "refreshed",
@@ -87,6 +89,8 @@ class PartitionReader:
         self.asked_epoch = -1  # of the leader that was asked last
         self.leader_epoch = -1  # of the last record before `fetch_offset`, -1 = not known
         self.checked_epoch = -1  # a leader of this epoch has that record
+        self.handed_epoch = -1  # of the last record before `position`, -1 = not known
+        self.paused = False
         self.error: ShmlogError | None = None
         self.attempts = 0
         self.damage = 0
@@ -104,7 +108,7 @@ class PartitionReader:
     @property
     def wants(self) -> bool:
         """Is there more to be read into the buffer?"""
-        return self.fetch_offset < self.stop and self.error is None
+        return self.fetch_offset < self.stop and self.error is None and not self.paused
 
     def seek(self, offset: int, last_epoch: int = -1, checked_epoch: int = -1) -> None:
         """Go to `offset`; what is buffered or on its way no longer counts.
@@ -117,6 +121,7 @@ class PartitionReader:
         self.buffered_bytes = 0
         self.in_flight = 0
         self.leader_epoch, self.checked_epoch = last_epoch, checked_epoch
+        self.handed_epoch = last_epoch
         self.error = None
         self.caught_up = False
         self.ring_try = True
@@ -132,7 +137,7 @@ class PartitionReader:
             self.fetch_offset, self.leader_epoch = last.end_offset, last.leader_epoch
         elif self.position > end:
             self.position = self.fetch_offset = end
-            self.leader_epoch = epoch
+            self.leader_epoch = self.handed_epoch = epoch
         else:
             self.fetch_offset = self.position
             self.leader_epoch = epoch if self.position == end else -1
@@ -195,6 +200,13 @@ class Fetches:
         """One more partition."""
         self.readers[reader.tp] = reader
         self._order.append(reader)
+
+    def remove(self, tp: TopicPartition) -> None:
+        """It is not read any more; what is still in flight for it does not count."""
+        reader = self.readers.pop(tp, None)
+        if reader is not None:
+            self._order.remove(reader)
+            reader.let_ring_go()
 
     def in_turn(self) -> Iterable[PartitionReader]:
         """The partitions, the one after the last that gave something first."""
@@ -303,8 +315,8 @@ class Fetches:
     ) -> None:
         current = {}
         for tp in asked:
-            reader = self.readers[tp]
-            if reader.awaited == number:
+            reader = self.readers.get(tp)
+            if reader is not None and reader.awaited == number:
                 reader.awaited = 0
                 current[tp] = reader
         if outcome.error is not None:
@@ -326,8 +338,8 @@ class Fetches:
     ) -> None:
         current = {}
         for tp, offset in asked.items():
-            reader = self.readers[tp]
-            if reader.in_flight == number:
+            reader = self.readers.get(tp)
+            if reader is not None and reader.in_flight == number:
                 reader.in_flight = 0
                 if reader.fetch_offset == offset:
                     current[tp] = reader

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 
 from shmlog.client.accumulator import Accumulator, Batch, PartitionQueue
 from shmlog.client.arguments import no_topic
@@ -99,6 +100,8 @@ class IoThread(threading.Thread):
         self.stopping = False
         self.metadata_count = 0  # answers taken in
         self.waiters = 0  # threads that wait for `changed`
+        # Told what `changed` is told, under the lock.
+        self.on_changed: Callable[[], None] = lambda: None
         self._clock = clock
         self._acks = acks
         self._batch_bytes = batch_bytes
@@ -233,12 +236,18 @@ class IoThread(threading.Thread):
             self.accumulator.start_over(error, now)
         self._in_caller = False
 
+    def _tell(self) -> None:
+        """Under the lock."""
+        self.changed.notify_all()
+        self.on_changed()
+
     def _announce(self) -> None:
         """Tell those who wait that batches have their fate."""
         with self.lock:
             finished, self.accumulator.finished = self.accumulator.finished, []
             if self.waiters:
                 self.changed.notify_all()
+            self.on_changed()
         for batch in finished:
             if batch.waiter is not None:
                 batch.waiter.set()
@@ -248,7 +257,7 @@ class IoThread(threading.Thread):
             self.stopping = True
             if self.accumulator.fatal is None:
                 self.accumulator.give_up(cause)
-            self.changed.notify_all()
+            self._tell()
         self._announce()
         with self.wire:
             self._transport.close()
@@ -373,7 +382,7 @@ class IoThread(threading.Thread):
                     self._topic_failed(info, now)
                 else:
                     missing = not self._apply(info, now) or missing
-            self.changed.notify_all()
+            self._tell()
         if missing:
             self._session.refresh(now, news=True)
 
@@ -445,7 +454,7 @@ class IoThread(threading.Thread):
             names = [] if outcome.error else [t.topic for t in outcome.answer.topics]
             with self.lock:
                 self.topic_errors[topic] = no_topic(topic, names)
-                self.changed.notify_all()
+                self._tell()
 
         message = Metadata(op="metadata", id=0)
         self._session.call(message, listed, now, now + self._session.request_timeout_ns)

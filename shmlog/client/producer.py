@@ -8,10 +8,12 @@ its batch is closed.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -44,6 +46,7 @@ from shmlog.records.partitioner import partition_for_key
 from shmlog.serde import Serde, raw
 
 RECORD_OVERHEAD = builder.RECORD_OVERHEAD
+Step = Callable[[], tuple[Batch, int, int]]
 _MIB = 1 << 20
 
 
@@ -208,6 +211,18 @@ class Producer:
         `timestamps`: one for all, or one each; else now. Raises as `send`; records queued before
         stay queued.
         """
+        steps = self._plan_many(topic, values, keys, partition, timestamps)
+        return Deliveries([step() for step in steps])
+
+    def _plan_many(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        keys: Iterable[Any] | None,
+        partition: int | None,
+        timestamps: Sequence[int] | NDArray[Any] | int | None,
+    ) -> list[Step]:
+        """What `send_many` queues: each step one batch, or (BufferFull) nothing."""
         batch_values = self._encoded_all(self._value, values)
         batch_keys = None if keys is None else self._encoded_all(self._key, keys)
         count = len(batch_values)
@@ -217,24 +232,22 @@ class Producer:
         if not isinstance(times, int) and len(times) != count:
             raise InvalidRecord(f"{len(times)} timestamps for {count} values")
         state = self._topics.get(topic) or self._learn(topic)
-        parts: list[tuple[Batch, int, int]] = []
         if not count:
-            return Deliveries(parts)
+            return []
         if batch_keys is None or partition is not None:
             queue = self._queue_for(state, partition)
-            self._send_slices(state, queue, batch_values, batch_keys, times, parts)
-            return Deliveries(parts)
+            return self._slices(state, queue, batch_values, batch_keys, times)
+        steps: list[Step] = []
         for queue, places in self._group(state, batch_keys).items():
             chosen = times if isinstance(times, int) else [times[i] for i in places]
-            self._send_slices(
+            steps += self._slices(
                 state,
                 queue,
                 [batch_values[i] for i in places],
                 [batch_keys[i] for i in places],
                 chosen,
-                parts,
             )
-        return Deliveries(parts)
+        return steps
 
     def send_array(
         self,
@@ -249,6 +262,13 @@ class Producer:
 
         The items are copied, so the array may be changed afterwards. Raises as `send`.
         """
+        steps = self._plan_array(topic, array, partition, timestamp)
+        return Deliveries([step() for step in steps])
+
+    def _plan_array(
+        self, topic: str, array: NDArray[Any], partition: int | None, timestamp: int | None
+    ) -> list[Step]:
+        """See `_plan_many`."""
         array = np.asarray(array)
         if array.ndim != 1 or array.dtype.hasobject or not array.dtype.itemsize:
             raise InvalidRecord(
@@ -261,12 +281,14 @@ class Producer:
         if per_batch == 0:
             raise _too_large(width + BATCH_OVERHEAD, queue.limit, topic)
         timestamp = self._now() if timestamp is None else timestamp
-        parts: list[tuple[Batch, int, int]] = []
-        for start in range(0, len(array), per_batch):
-            piece = array[start : start + per_batch].copy()
-            batch = self._add_closed(queue, piece.nbytes, times=timestamp, array=piece)
-            parts.append((batch, 0, len(piece)))
-        return Deliveries(parts)
+        pieces = [array[start : start + per_batch] for start in range(0, len(array), per_batch)]
+
+        def add(piece: NDArray[Any]) -> tuple[Batch, int, int]:
+            return self._add_closed(
+                queue, len(piece), piece.nbytes, times=timestamp, array=piece.copy()
+            )
+
+        return [functools.partial(add, piece) for piece in pieces]
 
     # --- ends
 
@@ -357,18 +379,13 @@ class Producer:
             raise self._refusal
         io = self._io
         with self._lock:
-            io.want(topic)
+            self._want(topic)
             self._wait_changed(lambda: topic in io.topics or topic in io.topic_errors)
             state = io.topics.get(topic)
             if state is not None:
                 return state
             error = io.topic_errors.pop(topic, None) or self._accumulator.fatal or self._refusal
-        if error is None:
-            raise BufferFull(
-                f"topic {topic!r}: no metadata within {self._max_block_ns / NS_PER_S:g} s",
-                topic=topic,
-            )
-        raise error
+        raise error or self._no_metadata(topic)
 
     def _wait_changed(self, done: Callable[[], bool]) -> bool:
         """Under the lock: wait up to max_block for a condition, or the producer's end."""
@@ -417,9 +434,7 @@ class Producer:
             return queues[partition_for_key(key, len(queues))]
         if partition >= len(queues):
             # It may have been added since. `queues` grows in place.
-            count = self._io.metadata_count
-            self._io.want(state.name)
-            self._wait_changed(lambda: self._io.metadata_count > count)
+            self._refresh(state)
         if not 0 <= partition < len(queues):
             raise UnknownTopic(
                 f"topic {state.name!r} has partitions 0..{len(queues) - 1}, not {partition}",
@@ -428,6 +443,22 @@ class Producer:
                 hint="",
             )
         return queues[partition]
+
+    def _refresh(self, state: TopicState) -> None:
+        """Under the lock: wait for newer metadata. Raises: BufferFull: none within max_block."""
+        before = self._want(state.name)
+        if not self._wait_changed(lambda: self._io.metadata_count > before):
+            raise self._no_metadata(state.name)
+
+    def _want(self, topic: str) -> int:
+        """Under the lock: ask for metadata; how many answers there were before."""
+        self._io.want(topic)
+        return self._io.metadata_count
+
+    def _no_metadata(self, topic: str) -> BufferFull:
+        return BufferFull(
+            f"topic {topic!r}: no metadata within {self._max_block_ns / NS_PER_S:g} s", topic=topic
+        )
 
     def _queue_for(self, state: TopicState, partition: int | None) -> PartitionQueue:
         with self._lock:
@@ -450,22 +481,21 @@ class Producer:
             groups.setdefault(queue, []).append(index)
         return groups
 
-    def _send_slices(
+    def _slices(
         self,
         state: TopicState,
         queue: PartitionQueue,
         values: list[bytes | None],
         keys: list[bytes | None] | None,
         times: Any,
-        parts: list[tuple[Batch, int, int]],
-    ) -> None:
+    ) -> list[Step]:
         count = len(values)
         ends = _size_ends(values, keys, 0 if isinstance(times, int) else 8)
         room = queue.limit - BATCH_OVERHEAD
         if count and ends[-1] <= room // 4:
             listed = [times] * count if isinstance(times, int) else list(times)
-            parts.append(self._extend(queue, values, keys, listed, int(ends[-1])))
-            return
+            return [functools.partial(self._extend, queue, values, keys, listed, int(ends[-1]))]
+        steps: list[Step] = []
         start, before = 0, 0
         while start < count:
             stop = int(np.searchsorted(ends, before + room, "right"))
@@ -474,15 +504,18 @@ class Producer:
                 size = int(ends[start]) - before + BATCH_OVERHEAD
                 if size > state.max_message_bytes:
                     raise _too_large(size, state.max_message_bytes, state.name)
-            batch = self._add_closed(
+            step = functools.partial(
+                self._add_closed,
                 queue,
+                stop - start,
                 int(ends[stop - 1]) - before,
                 times=times if isinstance(times, int) else times[start:stop],
                 values=values[start:stop],
                 keys=None if keys is None else keys[start:stop],
             )
-            parts.append((batch, 0, stop - start))
+            steps.append(step)
             before, start = int(ends[stop - 1]), stop
+        return steps
 
     def _extend(
         self,
@@ -501,30 +534,36 @@ class Producer:
             self._io.go()
         return part
 
-    def _add_closed(self, queue: PartitionQueue, size: int, **content: Any) -> Batch:
+    def _add_closed(
+        self, queue: PartitionQueue, count: int, size: int, **content: Any
+    ) -> tuple[Batch, int, int]:
         with self._lock:
             self._wait_for_room(size)
             batch = self._accumulator.add_closed(queue, size, **content)
             wake, self._io.asleep = self._io.asleep, False
         if wake:
             self._io.wake()
-        return batch
+        return batch, 0, count
 
     def _settle(self, timeout_ns: int | None) -> None:
         """Wait until every batch there is now has its fate; open batches go out without linger."""
         now = SYSTEM_CLOCK.monotonic_ns
         deadline_ns = None if timeout_ns is None else now() + timeout_ns
+        with self._flushing() as waiting:
+            for batch in waiting:
+                left_ns = None if deadline_ns is None else max(deadline_ns - now(), 0)
+                if not wait_done(batch, left_ns):
+                    raise not_settled(waiting)
+
+    @contextlib.contextmanager
+    def _flushing(self) -> Iterator[list[Batch]]:
+        """Send everything without linger; the batches without a fate."""
         with self._lock:
             waiting = self._accumulator.unfinished()
             self._accumulator.flushing += 1
         self._io.wake()
         try:
-            for batch in waiting:
-                left_ns = None if deadline_ns is None else max(deadline_ns - now(), 0)
-                if not wait_done(batch, left_ns):
-                    raise RequestTimedOut(
-                        f"flush: {len(waiting)} batches, not all have their ack yet"
-                    )
+            yield waiting
         finally:
             with self._lock:
                 self._accumulator.flushing -= 1
@@ -547,6 +586,11 @@ class Producer:
             f"{len(failures)} records not delivered; the first, of {failed[0].queue.tp}: {first}",
             failures,  # type: ignore[arg-type]
         )
+
+
+def not_settled(waiting: Sequence[Batch]) -> RequestTimedOut:
+    """The error of a flush whose time is up."""
+    return RequestTimedOut(f"flush: {len(waiting)} batches, not all have their ack yet")
 
 
 def _bytes(encoded: Any) -> bytes:

@@ -47,7 +47,6 @@ from shmlog.errors import (
 )
 from shmlog.protocol import header
 from shmlog.protocol.messages import (
-    OPERATIONS,
     DescribeCluster,
     DescribeTopic,
     Epochs,
@@ -59,6 +58,7 @@ from shmlog.protocol.messages import (
     MetadataLog,
     Request,
 )
+from shmlog.protocol.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from shmlog.client.bootstrap import Watch
@@ -248,11 +248,14 @@ class Session:
         deadline_ns: int,
         *,
         patience_ns: int = 0,
+        endpoint: str | None = None,
     ) -> None:
-        """Ask any broker, again and again until the deadline; `on_done(outcome, now)` is called
-        once. `patience_ns`: the broker is to answer by then, if only that there is nothing new.
+        """Ask any broker, `endpoint` first, again and again until the deadline; `on_done(outcome, now)`
+        is called once. `patience_ns`: the broker is to answer by then, if only that there is nothing new.
         """
-        self._try(_Call(message, on_done, deadline_ns, patience_ns), now)
+        call = _Call(message, on_done, deadline_ns, patience_ns)
+        call.endpoint = endpoint
+        self._try(call, now)
 
     def take_metadata(self, answer: MetadataAnswer, now: int) -> None:
         """News of the cluster. What is in flight at a silent broker that it has fenced ends."""

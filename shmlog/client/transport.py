@@ -104,6 +104,11 @@ class Transport:
         """Those with a connection, or with one being made."""
         return self._links.keys()
 
+    @property
+    def ready_fd(self) -> int | None:
+        """What is readable when `wait` would return; None: it would return at once."""
+        return None if self._unsure or self._untold else self._epoll.fileno()
+
     def send(self, endpoint: str, frames: Sequence[Any]) -> None:
         """Send one message, or keep it until the connection stands."""
         link = self._links.get(endpoint)

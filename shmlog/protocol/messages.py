@@ -1,7 +1,7 @@
 """What clients and brokers say to each other, as values.
 
-One struct a message; decoding checks types and bounds. `OPERATIONS` names for each operation its request and
-its answer: docs/protocol.md is generated from it. A name is never removed and never changes its meaning.
+One struct a message; decoding checks types and bounds. Those of groups are in group_messages.py; operations.py has
+the table of all. A name is never removed and never changes its meaning.
 """
 
 from __future__ import annotations
@@ -580,37 +580,3 @@ class ErrorAnswer(Struct, kw_only=True, omit_defaults=True):
     high_watermark: int | None = None
     retry_after_ms: int | None = None
     versions: tuple[int, int] | None = None
-
-
-class Operation(Struct, frozen=True):
-    """An operation's name (with its mode), request, answer, and how many frames follow the request."""
-
-    name: str
-    request: type[Request]
-    answer: type[Struct]
-    frames: str = "none"
-
-
-OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("hello", ""): Operation("hello", Hello, HelloAnswer),
-    ("metadata", ""): Operation("metadata", Metadata, MetadataAnswer),
-    ("produce", "simple"): Operation(
-        "produce", ProduceSimple, ProduceSimpleAnswer, "two a record: key, value"
-    ),
-    ("produce", "fast"): Operation("produce", ProduceFast, ProduceFastAnswer, "one batch an entry"),
-    ("fetch", "simple"): Operation("fetch", FetchSimple, FetchSimpleAnswer),
-    ("fetch", "fast"): Operation("fetch", FetchFast, FetchFastAnswer),
-    ("list_offsets", ""): Operation("list_offsets", ListOffsets, ListOffsetsAnswer),
-    ("init_producer", ""): Operation("init_producer", InitProducer, InitProducerAnswer),
-    ("create_topic", ""): Operation("create_topic", CreateTopic, CreateTopicAnswer),
-    ("alter_topic", ""): Operation("alter_topic", AlterTopic, ChangeAnswer),
-    ("add_partitions", ""): Operation("add_partitions", AddPartitions, ChangeAnswer),
-    ("delete_topic", ""): Operation("delete_topic", DeleteTopic, ChangeAnswer),
-    ("describe_topic", ""): Operation("describe_topic", DescribeTopic, DescribeTopicAnswer),
-    ("delete_records", ""): Operation("delete_records", DeleteRecords, DeleteRecordsAnswer),
-    ("describe_cluster", ""): Operation("describe_cluster", DescribeCluster, DescribeClusterAnswer),
-    ("elect", ""): Operation("elect", Elect, ChangeAnswer),
-    ("epochs", ""): Operation("epochs", Epochs, EpochsAnswer),
-    ("metadata_log", ""): Operation("metadata_log", MetadataLog, MetadataLogAnswer),
-}
-OPERATION_NAMES = sorted({op for op, _ in OPERATIONS})

@@ -13,7 +13,8 @@ import msgspec
 from shmlog.errors import TABLE, Code
 from shmlog.protocol import peers
 from shmlog.protocol.header import Big, Octets
-from shmlog.protocol.messages import OPERATIONS, Operation, Request
+from shmlog.protocol.messages import Request
+from shmlog.protocol.operations import OPERATIONS, Operation
 from shmlog.settings import CLUSTER_SETTINGS, TOPIC_SETTINGS, Setting
 
 _NAMES = {

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from node.io.liveness import Opened
 from node.io.wire import Ready, Received
 from node.io.workers import THREADS, Completion, Lane
 from shmlog.clock import NS_PER_MS, NS_PER_S
@@ -117,6 +118,9 @@ class Wire:
         received = self.requests.popleft()
         self._world.checker.request(self._process, received)
         return received
+
+    def pid_of(self, sender: Any) -> int:
+        return int(sender or 0)
 
     def send(self, client: bytes, frames: Sequence[bytes]) -> None:
         self._process.operation("send", "")
@@ -276,6 +280,9 @@ class Kernel:
         self._targets[broker] = found
         found.watchers.append((self._process, descriptor))
         return descriptor
+
+    def open_process(self, pid: int) -> Opened | None:
+        return None
 
     def close(self, descriptor: int) -> None:
         pass

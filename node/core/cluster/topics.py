@@ -40,6 +40,17 @@ PRODUCER_ID_BLOCK = 1000
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
+OFFSETS_TOPIC, OFFSETS_PARTITIONS = "__consumer_offsets", 8
+# What the coordinators of groups keep: read at a change of leaders only, durable before it is told to anybody.
+OFFSETS_CONFIGS = {
+    "cleanup_policy": "compact",
+    "durability": "disk",
+    "ring_bytes": 0,
+    "segment_bytes": 16 << 20,
+    "max_message_bytes": 8 << 20,
+}
+
+
 def check_topic_name(name: str) -> None:
     """Raises InvalidRequest (17) unless clients may create a topic of this name."""
     if not _NAME.fullmatch(name) or name in (".", ".."):
@@ -80,7 +91,8 @@ def create_topic(
     `replicas_max`: that a broker's descriptors allow; all brokers share one machine and its limits.
     """
     name, count = change.name, change.partition_count
-    check_topic_name(name)
+    if name != OFFSETS_TOPIC:
+        check_topic_name(name)
     if name in image.topics:
         if change.if_missing:
             return []
