@@ -571,7 +571,7 @@ def test_an_error_sends_a_follower_where_it_can_go_on() -> None:
     assert replica.wants_epochs
 
 
-def test_a_follower_that_missed_a_dropped_tombstone_begins_anew_whatever_it_has_committed() -> None:
+def test_a_follower_that_missed_a_dropped_tombstone_begins_anew() -> None:
     replica = Follower(high_watermark=9)
     replica.follow(0, 5, True)
     replica.asked(1)

@@ -185,6 +185,8 @@ def test_what_a_life_has_shown_stays_mended(seed: int) -> None:
         "cut-to-hw",
         "retention-takes-one-more",
         "retention-above-hw",
+        "compaction-above-hw",
+        "keys-confused",
     ],
 )
 def test_a_planted_bug_is_caught(name: str) -> None:

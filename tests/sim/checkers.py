@@ -83,6 +83,16 @@ class Checker:
                     f"I12 {process}: term {seen.term}, it had {self.terms[process.broker]} stored"
                 )
 
+        retention = process.node.catalog.retention
+        drop = retention._drop
+
+        def look_first(partition: Partition, *args: Any) -> None:
+            # What became committed in this very turn must be seen before it goes.
+            self._check_partition(process, partition)
+            drop(partition, *args)
+
+        retention._drop = look_first  # type: ignore[method-assign]
+
     def died(self, process: Process) -> None:
         seen = self._seen.get(process.number)
         if seen is None or process.node is None:
@@ -511,16 +521,11 @@ class Checker:
                     f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
                     f"{partition.leader_epoch}, epoch {epoch} starts at {start}"
                 )
-        log, offset = partition.log, truth.end
-        first = log._segments[0].base_offset
-        if offset < first:  # committed, deleted and gone in one turn
-            offset = truth.end = first
-            truth.highest = max(truth.highest, offset)
+        offset = max(truth.end, partition.log.log_start_offset)
+        if offset > truth.end:
+            truth.end = offset
         while offset < high_watermark:
-            # Below the log start too: it may have risen in the same turn.
-            data = log._reader.read(
-                offset, max_bytes=1 << 20, end_offset=high_watermark, index_interval_bytes=512
-            )
+            data = partition.log.read(offset, max_bytes=1 << 20, end_offset=high_watermark)
             for position, header in batches.iterate(memoryview(data)):
                 if header.base_offset != offset and not (
                     truth.losses and header.flags & BEHIND_GAP
@@ -667,9 +672,7 @@ class Checker:
             return
         truth, base = self.truths[key], result["base_offset"]
         batch = truth.at(base)
-        if (
-            batch is None and base >= max(truth.start, truth.given_up)
-        ) or base + info.count > truth.end:
+        if (batch is None and base >= truth.start) or base + info.count > truth.end:
             if any(start <= base < end for _, start, end in truth.losses):
                 return
             raise Violation(

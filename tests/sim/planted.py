@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from node import replication
+from node import compaction, replication
 from node.catalog import Catalog
 from node.core.cluster import elections, replicas
 from node.core.raft.raft import HardState, Raft
@@ -22,8 +22,10 @@ from node.core.replica.leader import Leader
 from node.handlers.produce import ProduceWait
 from node.metadata import Metadata
 from node.partition import Partition
+from shmlog.log import cleaner
 from shmlog.log import retention as rules_of_retention
 from shmlog.log.checkpoint import EpochHistory
+from shmlog.log.cleaning import Compaction
 from shmlog.log.log import Log
 from shmlog.log.opening import Opening
 from shmlog.log.producers import ProducerStates
@@ -63,6 +65,7 @@ DIRECTED = {
     "no-lease": "test_sim.test_a_leader_that_nobody_hears_stops_to_ack",
     "old-proposal": "test_controller.test_j5_b05_a_proposal_on_facts_that_have_moved_is_refused",
     "commit-old-terms": "test_raft.test_entries_of_older_terms_are_not_committed_by_being_counted",
+    "missed-deletes": "test_replica.test_a_follower_that_missed_a_dropped_tombstone_begins_anew",
     "commit-before-sync": "test_raft.test_a_leader_counts_itself_once_its_own_sync_is_done",
 }
 
@@ -444,3 +447,34 @@ def _follower_keeps_log_start() -> list[tuple[Any, str, Any]]:
 @_bug("T1", "a follower whose end lies below the leader's log start is not told to begin anew")
 def _no_new_beginning() -> list[tuple[Any, str, Any]]:
     return [(following.Follower, "refused", lambda self, epoch, code: None)]
+
+
+# -- compaction -----------------------------------------------------------------------------------
+
+
+@_bug("I22", "what is not committed replaces what is")
+def _compaction_above_hw() -> list[tuple[Any, str, Any]]:
+    original = compaction.plan
+
+    def plan(*args: Any, **facts: Any) -> Any:
+        return original(*args, **facts | {"safe_end": 1 << 60})
+
+    return [(compaction, "plan", plan)]
+
+
+@_bug("I22", "two keys are taken for one")
+def _keys_confused() -> list[tuple[Any, str, Any]]:
+    return [(cleaner, "_digest", lambda key: key[:1])]
+
+
+@_bug("I22", "a delete goes with the pass that finds it")
+def _deletes_go_at_once() -> list[tuple[Any, str, Any]]:
+    return [(Compaction, "horizon", lambda self, now_ns, retention_ns: self.cleaned)]
+
+
+@_bug("3.3", "a follower that has missed a delete goes on")
+def _missed_deletes() -> list[tuple[Any, str, Any]]:
+    return [
+        (following, "is_stale", lambda *args: False),
+        (Leader, "lowest_end", property(lambda self: 1 << 60)),
+    ]

@@ -404,6 +404,8 @@ class Fetcher(Client):
         self.ask(leader, {**message, "max_wait_ms": self.wait_ms}, told)
 
     def _take(self, answer: Answer, frames: list[bytes], asked_ns: int) -> None:
+        if not self.exists(self.key):
+            return  # deleted, and the leader does not know: what it commits now is nobody's truth
         truth = self.checker.truths[self.key]
         recent = [start for at, start, _ in truth.losses if at >= asked_ns]
         limit = min(recent, default=1 << 60)  # behind it a loss was on its way
