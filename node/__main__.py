@@ -39,7 +39,7 @@ def main() -> int:
         journal.failure("cannot start", error)
         return EXIT_CONFIGURATION
     except OSError as error:
-        journal.failure("a write or sync failed: the broker ends", error)
+        journal.failure("the disk failed: the broker ends", error)
         return EXIT_IO
     except Exception as error:  # noqa: BLE001 - the top of the loop: say it, and end the process
         journal.failure("the broker ends", error)

@@ -61,6 +61,7 @@ class Start:
     settings: ClusterConfig
     topic_defaults: Mapping[str, Any]
     files_max: int = 1 << 20  # descriptors that the logs may have
+    replaced: bool = False  # the data directory is not the one of the last start
 
 
 class Node:
@@ -82,6 +83,7 @@ class Node:
             send=send,
             same_boot=start.same_boot,
             clean=start.clean,
+            replaced=start.replaced,
             replicas_max=min(REPLICAS_MAX, max(1, start.files_max // OPEN_FILES_MAX)),
         )
         self.metadata.check_cluster()
@@ -114,6 +116,7 @@ class Node:
             lambda broker, incarnation: not liveness.is_dead(broker, incarnation),
             same_boot=start.same_boot,
             clean=start.clean,
+            replaced=start.replaced,
             files_max=start.files_max,
         )
         registration = peers.RegisterBroker(

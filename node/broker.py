@@ -60,11 +60,18 @@ class Broker:
         last = uptime.before(uptime.read(self._data_dir), storage, str(self._data_dir), boot_id)
         same_boot = last is not None and last.boot_id == boot_id
         clean = last is not None and last.clean
-        incarnation = registry.next_incarnation(self._data_dir)
-        directory.unlink_memory_of_dead(cluster, broker)
+        starts = registry.Starts(self._data_dir, directory.starts_file(path, broker))
+        incarnation = starts.incarnation
+        replaced = starts.is_replaced or (last is not None and last.replaced)
+        if replaced:
+            journal.warning(
+                "data directory replaced", path=str(self._data_dir), incarnation=incarnation
+            )
         self._uptime = uptime.Uptime(incarnation, boot_id, clean=False)
-        self._last_uptime, self._is_recovered = last, False
-        uptime.write(self._data_dir, uptime.at_start(last, incarnation, boot_id))
+        self._last_uptime, self._is_replaced, self._is_recovered = last, replaced, False
+        uptime.write(self._data_dir, uptime.at_start(last, incarnation, replaced=replaced))
+        starts.count()  # only now: the count is what tells that the directory was replaced
+        directory.unlink_memory_of_dead(cluster, broker)
         self._workers = ThreadWorkers()
         peer_endpoints = {b: f"ipc://{directory.peer_socket(path, b)}" for b in cluster.brokers}
         peer_endpoint = peer_endpoints.pop(broker)
@@ -99,6 +106,7 @@ class Broker:
             endpoints={"client": endpoint, "peer": peer_endpoint},
             same_boot=same_boot,
             clean=clean,
+            replaced=replaced,
             settings=cluster.settings,
             topic_defaults=cluster.topic_defaults,
             files_max=descriptors * 3 // 4,  # the rest is for connections
@@ -188,7 +196,11 @@ class Broker:
         self._node.metadata.close()
         this = self._uptime
         stopped = uptime.after_stop(
-            self._last_uptime, this.incarnation, this.boot_id, recovered=recovered
+            self._last_uptime,
+            this.incarnation,
+            this.boot_id,
+            replaced=self._is_replaced,
+            recovered=recovered,
         )
         uptime.write(self._data_dir, stopped)
         turns = self._loop.statistics

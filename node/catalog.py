@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
@@ -54,6 +55,14 @@ CHANGE_NS = 2 * NS_PER_S
 FATE_UNKNOWN = (Code.BROKER_NOT_AVAILABLE, Code.REQUEST_TIMED_OUT)
 
 
+class LastStop(NamedTuple):
+    """By what logs are to be judged: what is known of the stop before."""
+
+    same_boot: bool
+    clean: bool
+    replaced: bool
+
+
 class Catalog:
     """The hosted partitions. One owner: the loop.
 
@@ -73,6 +82,7 @@ class Catalog:
         *,
         same_boot: bool,
         clean: bool,
+        replaced: bool,
         files_max: int,
     ) -> None:
         self._context = context
@@ -81,8 +91,7 @@ class Catalog:
         self._rings = rings
         self._data_dir = data_dir
         self._is_alive = is_alive
-        self._same_boot = same_boot
-        self._clean = clean
+        self._last_stop = LastStop(same_boot, clean, replaced)
         self._files_max = files_max
         self._lag_time_ns = context.settings.replica_lag_time_max * NS_PER_MS
         self.replication = Replication(
@@ -119,7 +128,7 @@ class Catalog:
             set()
         )  # names whose directory a worker opens, or has to cut
         # Topics with partitions that found no space, and by what circumstances they are to be opened.
-        self._unopened: dict[bytes, tuple[bool, bool]] = {}
+        self._unopened: dict[bytes, LastStop] = {}
         self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
         self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
@@ -157,7 +166,10 @@ class Catalog:
         for topic in image.topics.values():
             self._follow_topic(topic, lane=Lane.OPEN)
         # From here on every log that is opened is a new one.
-        self._clean = self._same_boot = self._has_begun = True
+        self._last_stop, self._has_begun = (
+            LastStop(same_boot=True, clean=True, replaced=False),
+            True,
+        )
 
     def follow(self, old: Image, new: Image) -> None:
         """The image has changed: open what is new, close what is gone, take on roles, settings, log starts."""
@@ -183,7 +195,7 @@ class Catalog:
         return self._context.identity.broker in state.replicas
 
     def _follow_topic(self, topic: Topic, lane: Lane = Lane.FILES) -> None:
-        same_boot, clean = self._unopened.get(topic.topic_id, (self._same_boot, self._clean))
+        stop = self._unopened.get(topic.topic_id, self._last_stop)
         for state in topic.partitions:
             if not self._hosts(state):
                 continue
@@ -193,8 +205,8 @@ class Catalog:
                 self._apply(partition, topic, state)
             elif name not in self._busy:  # else, be it for a topic of that name before: afterwards
                 self._busy.add(name)
-                opening = partial(self._open, topic, state, same_boot=same_boot, clean=clean)
-                opened = partial(self._opened, topic, state, (same_boot, clean))
+                opening = partial(self._open, topic, state, stop)
+                opened = partial(self._opened, topic, state, stop)
                 self._workers.submit(lane, opening, opened)
 
     def _free(self, name: TopicPartition, log: Log) -> None:
@@ -205,7 +217,7 @@ class Catalog:
         if successor is not None:
             self._follow_topic(successor)
 
-    def _open(self, topic: Topic, state: PartitionRecord, *, same_boot: bool, clean: bool) -> Log:
+    def _open(self, topic: Topic, state: PartitionRecord, stop: LastStop) -> Log:
         log = Log.open(
             self._storage,
             f"{self._data_dir}/{paths.partition_dir(topic.name, state.partition)}",
@@ -213,8 +225,9 @@ class Catalog:
             partition=state.partition,
             config=topic.config,
             now_ns=self._context.clock.monotonic_ns(),
-            same_boot=same_boot,
-            clean=clean,
+            same_boot=stop.same_boot,
+            clean=stop.clean,
+            replaced=stop.replaced and state.last_leader is not None,  # else nothing was promised
             replicated=len(state.replicas) > 1,
         )
         if topic.config.durability == "os" and log.level == "disk":
@@ -229,7 +242,7 @@ class Catalog:
         self,
         topic: Topic,
         state: PartitionRecord,
-        circumstances: tuple[bool, bool],
+        stop: LastStop,
         log: object,
         error: BaseException | None,
     ) -> None:
@@ -237,7 +250,7 @@ class Catalog:
         self._busy.discard(name)
         if is_no_space(error):
             journal.warning("no space to open", partition=str(name))
-            self._unopened[topic.topic_id] = circumstances
+            self._unopened[topic.topic_id] = stop
             return
         if error is not None:
             raise error

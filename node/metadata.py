@@ -36,7 +36,7 @@ from node.core.cluster.image import (
     encode_record,
 )
 from node.core.cluster.topics import REPLICAS_MAX
-from node.core.raft.raft import Entry, HardState, Raft, Role, Store
+from node.core.raft.raft import NOBODY, Entry, HardState, Raft, Role, Store
 from node.io.workers import Lane, Workers, is_no_space
 from shmlog.clock import NS_PER_MS, NS_PER_S, Clock
 from shmlog.errors import (
@@ -67,6 +67,7 @@ Publish = Callable[[Image, Image], None]
 METADATA_TOPIC_ID = b"cluster-metadata"
 APPEND_BYTES_MAX = 1 << 20
 CHANGES_MAX = 256  # planned in one go
+OLD_MESSAGES = 50  # of a past incarnation, in a row
 FORWARDED_NS = 30 * NS_PER_S
 _READ_BYTES = 1 << 20
 
@@ -98,9 +99,19 @@ class _Waiting(NamedTuple):
 
 
 def open_log(
-    storage: Storage, data_dir: str, clock: Clock, *, same_boot: bool, clean: bool, replicated: bool
+    storage: Storage,
+    data_dir: str,
+    clock: Clock,
+    *,
+    same_boot: bool,
+    clean: bool,
+    replaced: bool,
+    replicated: bool,
 ) -> Log:
-    """The metadata log of a data directory. `replicated`: damage is set aside, the other voters have it all."""
+    """The metadata log of a data directory, wholly verified: it is small, and all of it is read at each start.
+
+    `replicated`: damage is set aside, the other voters have it all.
+    """
     config = TopicConfig(
         durability="disk",
         segment_bytes=16 * MIB,
@@ -117,7 +128,9 @@ def open_log(
         now_ns=clock.monotonic_ns(),
         same_boot=same_boot,
         clean=clean,
+        replaced=replaced,
         replicated=replicated,
+        verify=True,
     )
 
 
@@ -150,6 +163,7 @@ class Metadata:
         same_boot: bool,
         clean: bool,
         replicas_max: int = REPLICAS_MAX,
+        replaced: bool = False,
     ) -> None:
         self.voting = voting
         self.replicas_max = replicas_max  # of one broker, as the descriptors allow
@@ -160,6 +174,7 @@ class Metadata:
             clock,
             same_boot=same_boot,
             clean=clean,
+            replaced=replaced,
             replicated=len(voting.voters) > 1,
         )
         self.controller: Controller | None = None
@@ -197,6 +212,7 @@ class Metadata:
         self._shown = (Role.FOLLOWER, 0, -1)
         self._heard: dict[int, int] = {}  # broker -> when it last followed or led
         self._leader_commit = -1  # the newest commit offset that a leader has told
+        self._old: dict[tuple[int, int], int] = {}  # messages of the last old incarnation
         self._incarnations: dict[int, int] = {}  # the newest that has spoken, by broker
         self._read_tail()
 
@@ -212,13 +228,15 @@ class Metadata:
         if quorum is not None and not exists:
             # Killed before the rename: what was read stands aside, and may be in the page cache only.
             checkpoint.write(self._storage, self._quorum_file, quorum)
-        damaged = quorum is None and (exists or self.log.log_end_offset > 0)
-        if damaged or self.log.recovery.lossy:
-            journal.warning("vote or metadata log damaged: this voter abstains until it knows all")
-        abstaining = damaged or self.log.recovery.lossy
-        if quorum is None:
-            return HardState(abstaining=abstaining)
-        return HardState(quorum.term, quorum.voted_for, quorum.abstaining or abstaining)
+        lost = quorum is None and (exists or self.log.log_end_offset > 0)
+        quorum = quorum or Quorum(0, NOBODY, False)
+        if (lost or self.log.recovery.lossy) and not quorum.abstaining:
+            reason = self.log.recovery.lossy_reason or "the vote file is gone or damaged"
+            journal.warning("this voter abstains until it knows all", reason=reason)
+            # At once: the evidence goes with the first start that the cluster takes note of.
+            quorum = Quorum(quorum.term, quorum.voted_for, True)
+            checkpoint.write(self._storage, self._quorum_file, quorum)
+        return HardState(quorum.term, quorum.voted_for, quorum.abstaining)
 
     def _read_tail(self) -> None:
         """What stands in the log is applied once Raft says that it is committed."""
@@ -285,7 +303,22 @@ class Metadata:
             self._incarnations[broker] = incarnation
             if newest and broker != self.voting.broker:
                 self.raft.peer_back(broker, now_ns)
+        if incarnation < newest:
+            self._note_old(broker, incarnation, newest)
         return incarnation >= newest
+
+    def _note_old(self, broker: int, incarnation: int, newest: int) -> None:
+        """Few messages of the dead are on their way; one that goes on has lost count of its starts."""
+        count = self._old.get((broker, incarnation), 0) + 1
+        self._old = {(broker, incarnation): count}
+        if count == OLD_MESSAGES:
+            journal.warning(
+                "old incarnation",
+                peer=broker,
+                incarnation=incarnation,
+                do=f"its data directory and run/ were emptied: stop it, write {newest} into "
+                f"run/broker-{broker}.incarnation, start it",
+            )
 
     def _step(self, message: Any, frames: Sequence[Buffer], now_ns: int) -> None:
         entries: list[Entry] = []
@@ -406,11 +439,25 @@ class Metadata:
             self._stored = state
             if job is not None:
                 self.log.finish_sync(job)
+            if self.log.is_lossy and not state.abstaining:
+                self._forget_lossy()
             now_ns = self._clock.monotonic_ns()
             self.raft.stored(store, now_ns)
             self._carry_out(now_ns)
 
         self._workers.submit(Lane.METADATA, run, stored)
+
+    def _forget_lossy(self) -> None:
+        """This voter has caught up and votes again: its next start need not abstain."""
+        job = self.log.forget_lossy()
+
+        def written(_: object, error: BaseException | None) -> None:
+            if is_no_space(error):
+                self.log.checkpoint_failed(job)
+            elif error is not None:
+                raise error
+
+        self._workers.submit(Lane.FILES, job.run, written)
 
     def _apply(self, commit: int) -> None:
         """Apply what is committed, publish the image, then answer."""

@@ -44,6 +44,7 @@ from shmlog.errors import (
     OffsetOutOfRange,
     RecordTooLarge,
     ShmlogError,
+    StorageError,
     UnsupportedCompression,
 )
 from shmlog.ids import TopicPartition
@@ -105,6 +106,7 @@ class Partition:
         self.moving_to: int | None = None  # whom the partition is being handed to
         # By which durability ends are counted here; "os" only once the log's level says so (see `log.level`).
         self.counted_by: str = log.level
+        self.is_damaged = False  # a read has found damage
         self.cutting = False  # a worker cuts the log: nobody else touches it
         self.next_offset = log.log_end_offset
         self._broker = broker
@@ -451,10 +453,28 @@ class Partition:
         return epoch, end
 
     def read(self, offset: int, max_bytes: int) -> Fetched:
-        """Whole committed batches from the one that holds `offset`: at least one if there is any."""
+        """Whole committed batches from the one that holds `offset`: at least one if there is any.
+
+        Raises: OffsetOutOfRange. StorageError: damage, and another replica is about to lead. CorruptLog: damage, and
+        no other replica is in sync.
+        """
         self.check_offset(offset)
         end = self.high_watermark
-        return Fetched(self._read(offset, max_bytes, end), end, self.log.log_start_offset)
+        try:
+            data = self._read(offset, max_bytes, end)
+        except CorruptLog as error:
+            if self.successor is None:
+                raise
+            raise StorageError(f"{error}; another replica takes over") from None
+        return Fetched(data, end, self.log.log_start_offset)
+
+    @property
+    def successor(self) -> int | None:
+        """Another member whose broker is fit; None if there is none, or another broker leads."""
+        if self.leader is None:
+            return None
+        others = (b for b in self.state.replicas if b in self.leader.present and b != self._broker)
+        return next(others, None)
 
     def read_for_replica(self, offset: int, max_bytes: int) -> bytes:
         """Whole batches up to the end, committed or not. Raises CorruptLog."""
@@ -469,7 +489,9 @@ class Partition:
         try:
             return self.log.read(offset, max_bytes=max_bytes, end_offset=end)
         except CorruptLog as error:
-            journal.warning("damage", partition=str(self.name), reason=str(error))
+            if not self.is_damaged:
+                journal.warning("damage", partition=str(self.name), reason=str(error))
+            self.is_damaged = True
             raise
 
     @property

@@ -14,6 +14,7 @@ one a second; `elect` does it at once.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from node import journal
@@ -76,6 +77,7 @@ class Standing:
         self._told_of: Vacancies = frozenset()  # and how far its replicas of these reach
         self._vacancies: Vacancies = frozenset()
         self._asking = False
+        self._refusal = ""  # that was told
         self._retry_ns = 0
         self._publish_ns = 0  # by when to be found
         self._moves: dict[Partition, _Move] = {}
@@ -156,6 +158,9 @@ class Standing:
                 return
             if not (error.retriable or isinstance(error, Outdated)):
                 raise error
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                journal.warning("registration refused, asks again", reason=self._refusal)
             self._retry_ns = self._context.clock.monotonic_ns() + RETRY_NS
 
         change = self._catalog.registration(self._registration, again=again)
@@ -251,15 +256,19 @@ class Standing:
     def move_preferred(self, now_ns: int) -> None:
         """Once a second: give one partition back to a preferred leader that has been in sync for long enough.
 
-        And every one that this broker holds up, because its own disk does not answer (J6).
+        And every one that this broker holds up, because its own disk does not answer (J6), or whose records it cannot
+        read. A damaged replica that another broker leads begins anew, with the next start: raises OSError then.
         """
         if self._leaving_since_ns is not None:
             return
         for partition in self._context.partitions.values():
-            if partition.leader is not None and partition.leader.holds_back(now_ns):
-                target = self._successor(partition)
+            leader = partition.leader
+            if leader is not None and (partition.is_damaged or leader.holds_back(now_ns)):
+                target = partition.successor
                 if target is not None and partition not in self._moves:
                     self._begin_move(partition, target, now_ns, _say_nothing)
+            elif partition.is_damaged and partition.follower is not None:
+                self._begin_anew(partition)
         me, since = self._registration.id, {}
         for partition in self._context.partitions.values():
             preferred = partition.state.replicas[0]
@@ -272,6 +281,15 @@ class Standing:
                 self._begin_move(partition, partition.state.replicas[0], now_ns, _say_nothing)
                 return
 
+    def _begin_anew(self, partition: Partition) -> None:
+        """Only a start can judge a log and take its replica out of the in-sync ones (E2)."""
+        partition.log.suspect()
+        raise OSError(
+            errno.EIO,
+            f"{partition.name} is damaged, and broker {partition.state.leader} leads it: "
+            "what is damaged is set aside and fetched again by the next start",
+        )
+
     # -- leaving --------------------------------------------------------------------------------------
 
     def leave(self, now_ns: int) -> None:
@@ -280,7 +298,7 @@ class Standing:
             self._leaving_since_ns = now_ns
             journal.event("leaving")
             for partition in self._context.partitions.values():
-                target = self._successor(partition)
+                target = partition.successor
                 if target is not None and partition not in self._moves:
                     self._begin_move(partition, target, now_ns, _say_nothing)
 
@@ -294,13 +312,6 @@ class Standing:
         me = self._registration.id
         gone = me in image.fenced and not any(p.leader for p in self._context.partitions.values())
         return alone or not self.is_registered or gone or now_ns - since >= LEAVE_NS
-
-    def _successor(self, partition: Partition) -> int | None:
-        leader = partition.leader
-        if leader is None:
-            return None
-        others = [broker for broker in partition.state.replicas if broker in leader.present]
-        return next((broker for broker in others if broker != self._registration.id), None)
 
     def _leave(self, now_ns: int) -> None:
         since = self._leaving_since_ns

@@ -2,9 +2,10 @@
 
 `uptime.json` is written durably at each start, with `clean` false, before anything is appended, and again at
 the end of a clean stop, after everything is synced. So `clean` implies that all was flushed, and another boot
-id means that what was not synced may be gone.
+id means that what was not synced may be gone. `replaced` says that the directory is not the one of the last start
+(registry.Starts): it may lack anything that was promised.
 
-Both are evidence about the logs (docs/rules.md, lossy), so they are replaced only once the logs were judged by
+All three are evidence about the logs (docs/rules.md, lossy), so they stand until the logs were judged by
 them: until recovery is done and registered, the file says of the last uptime what it said before.
 """
 
@@ -23,6 +24,7 @@ class Uptime(msgspec.Struct, frozen=True):
     incarnation: int
     boot_id: str
     clean: bool
+    replaced: bool = False
 
 
 def read(data_dir: Path) -> Uptime | None:
@@ -45,17 +47,19 @@ def before(last: Uptime | None, storage: Storage, data_dir: str, boot_id: str) -
     return last
 
 
-def at_start(last: Uptime | None, incarnation: int, boot_id: str) -> Uptime:
+def at_start(last: Uptime | None, incarnation: int, *, replaced: bool) -> Uptime:
     """What to write before anything is opened: not clean, and the logs are as the last boot left them."""
-    return Uptime(incarnation, "" if last is None else last.boot_id, clean=False)
+    return Uptime(incarnation, "" if last is None else last.boot_id, clean=False, replaced=replaced)
 
 
-def after_stop(last: Uptime | None, incarnation: int, boot_id: str, *, recovered: bool) -> Uptime:
+def after_stop(
+    last: Uptime | None, incarnation: int, boot_id: str, *, replaced: bool, recovered: bool
+) -> Uptime:
     """What to write once all is synced and closed. Logs that were never opened are no cleaner than before."""
     if recovered:
         return Uptime(incarnation, boot_id, clean=True)
-    before = at_start(last, incarnation, boot_id)
-    return Uptime(incarnation, before.boot_id, clean=last is not None and last.clean)
+    before = at_start(last, incarnation, replaced=replaced)
+    return msgspec.structs.replace(before, clean=last is not None and last.clean)
 
 
 def write(data_dir: Path, uptime: Uptime) -> None:

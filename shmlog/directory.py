@@ -152,6 +152,11 @@ def memory_list_file(path: Path, broker: int) -> Path:
     return run_dir(path) / f"broker-{broker}.shm"
 
 
+def starts_file(path: Path, broker: int) -> Path:
+    """The copy of a broker's count of starts that outlives its data directory."""
+    return run_dir(path) / f"broker-{broker}.incarnation"
+
+
 def broker_log(path: Path, broker: int) -> Path:
     return run_dir(path) / f"broker-{broker}.log"
 

@@ -176,21 +176,37 @@ def data_dir_owner(data_dir: Path) -> int | None:
     return int(text) if text.isdigit() else -1
 
 
-def next_incarnation(data_dir: Path) -> int:
-    """Count one more start of this data directory; durable before it returns, so never given twice.
+class Starts:
+    """The count of a broker's starts: in its data directory, with a copy outside of it.
 
-    Raises: InvalidConfig: the counter is damaged. Guessing could give a number of the past again.
+    A directory whose count lags behind the copy is not the one of the last start: it was emptied, replaced or
+    put back from a backup, and may lack what this broker has promised. It goes on counting from the copy.
+    Raises: InvalidConfig: a count is damaged. Guessing could give a number of the past again.
     """
-    counter = data_dir / "incarnation"
+
+    def __init__(self, data_dir: Path, copy: Path) -> None:
+        self._files = data_dir / "incarnation", copy
+        own, seen = map(_count, self._files)
+        self.is_replaced = own < seen
+        self.incarnation = max(own, seen) + 1
+
+    def count(self) -> int:
+        """Give the next number; durable before it returns, so never given twice. The directory's first: a crash
+        in between must not make it look replaced.
+        """
+        for file in self._files:
+            write_durably(file, b"%d\n" % self.incarnation)
+        return self.incarnation
+
+
+def _count(counter: Path) -> int:
     text = counter.read_text(errors="replace").strip() if counter.exists() else "0"
     if not re.fullmatch(r"\d{1,15}", text):
         raise InvalidConfig(
             f"{counter} is damaged: {text[:40]!r} is not a count of starts; write a number into it "
             "that is above every incarnation this broker has had"
         )
-    incarnation = int(text) + 1
-    write_durably(counter, b"%d\n" % incarnation)
-    return incarnation
+    return int(text)
 
 
 class MemoryList:

@@ -67,7 +67,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)
     cluster = directory.load_cluster(path)
     fd = registry.lock_data_dir(cluster.data_dirs[broker])
-    incarnation = registry.next_incarnation(cluster.data_dirs[broker])
+    starts = registry.Starts(cluster.data_dirs[broker], directory.starts_file(path, broker))
+    incarnation = starts.count()
     directory.unlink_memory_of_dead(cluster, broker)
     name = f"/slstandin{os.getpid()}"
     listed = registry.MemoryList(directory.memory_list_file(path, broker))

@@ -327,12 +327,32 @@ def test_asking_who_owns_a_directory_never_keeps_a_broker_out(cluster: Path) -> 
 
 
 def test_incarnations_grow_and_a_damaged_counter_is_not_guessed(short_dir: Path) -> None:
-    assert [registry.next_incarnation(short_dir) for _ in range(3)] == [1, 2, 3]
-    assert os.listdir(short_dir) == ["incarnation"]
-    for damage in ("", "-1", "3x", "9" * 16, "\0\0\0"):
-        (short_dir / "incarnation").write_text(damage)
-        with pytest.raises(InvalidConfig, match="damaged"):
-            registry.next_incarnation(short_dir)
+    data_dir, copy = short_dir / "data", short_dir / "copy"
+    data_dir.mkdir()
+    assert [registry.Starts(data_dir, copy).count() for _ in range(3)] == [1, 2, 3]
+    assert (os.listdir(data_dir), copy.read_text()) == (["incarnation"], "3\n")
+    for file in (data_dir / "incarnation", copy):
+        for damage in ("", "-1", "3x", "9" * 16, "\0\0\0"):
+            file.write_text(damage)
+            with pytest.raises(InvalidConfig, match=rf"{file} is damaged"):
+                registry.Starts(data_dir, copy)
+        file.write_text("3")
+
+
+def test_a_directory_that_counts_less_than_the_copy_was_replaced(short_dir: Path) -> None:
+    counter, copy = short_dir / "incarnation", short_dir / "copy"
+    assert not registry.Starts(short_dir, copy).is_replaced
+    counter.write_text("7\n")  # a kill between the two, or a copy that is gone with run/
+    starts = registry.Starts(short_dir, copy)
+    assert (starts.is_replaced, starts.count()) == (False, 8)
+    for content in ("5\n", ""):
+        counter.unlink()
+        if content:
+            counter.write_text(content)  # put back from a backup
+        starts = registry.Starts(short_dir, copy)
+        assert starts.is_replaced
+    assert starts.count() == 9
+    assert not registry.Starts(short_dir, copy).is_replaced
 
 
 def test_the_counter_is_synced_before_it_is_used(
@@ -341,9 +361,12 @@ def test_the_counter_is_synced_before_it_is_used(
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    registry.next_incarnation(short_dir)
-    assert calls == ["fsync", "replace", "fsync"]
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (calls.append(f"replace {b.name}"), replace(a, b))
+    )
+    registry.Starts(short_dir, short_dir / "copy").count()
+    one, other = [["fsync", f"replace {name}", "fsync"] for name in ("incarnation", "copy")]
+    assert calls == one + other
 
 
 # -- shared memory of the dead ------------------------------------------------------------------

@@ -99,6 +99,37 @@ def test_a_lost_partition_is_not_taken_for_an_empty_one(what: str) -> None:
     assert not open_log(storage, replicated=True).recovery.lossy
 
 
+def test_in_a_directory_that_was_replaced_every_log_is_lossy() -> None:
+    storage = MemoryStorage()
+    with pytest.raises(CorruptLog, match="the data directory was replaced"):
+        open_log(storage, replaced=True)
+    again = open_log(storage, replicated=True, replaced=True)
+    assert again.recovery.lossy
+    append(again, 4)
+    again.close(4)
+    assert open_log(storage, clean=True, replaced=True).log_end_offset == 4  # put back from a copy
+    run(again.forget_lossy())
+    assert not open_log(storage, clean=True, replicated=True).recovery.lossy
+    assert open_log(storage, clean=True, replicated=True, replaced=True).recovery.lossy
+
+
+def test_a_suspicion_has_the_next_start_look_at_every_checksum() -> None:
+    storage = MemoryStorage()
+    log = open_log(storage)
+    for _ in range(3):
+        append(log, 1, value=b"some value")
+    log.close(3)
+    file = storage.open(f"{DIRECTORY}/{paths.segment_log(0)}")
+    position = file.pread(file.size(), 0).index(b"some value")
+    file.pwrite([b"X"], position)
+    assert open_log(storage, clean=True, replicated=True).log_end_offset == 3
+    log.suspect()
+    again = open_log(storage, clean=True, replicated=True)
+    assert (again.log_end_offset, again.recovery.lossy) == (0, True)
+    assert len(again.recovery.quarantined) == 1
+    assert paths.SUSPECT not in storage.list(DIRECTORY)
+
+
 def test_a_partition_that_was_never_opened_or_was_deleted_or_is_another_topics_is_new() -> None:
     storage = MemoryStorage()
     log = open_log(storage)

@@ -187,6 +187,7 @@ def test_what_a_life_has_shown_stays_mended(seed: int) -> None:
         "retention-above-hw",
         "compaction-above-hw",
         "keys-confused",
+        "replaced-votes",
     ],
 )
 def test_a_planted_bug_is_caught(name: str) -> None:

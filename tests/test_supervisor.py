@@ -120,7 +120,8 @@ def test_first_use_makes_the_cluster_and_ready_means_registered(start: Start) ->
     assert (status.broker, status.pid, status.state, status.restarts) == (0, entry.pid, "ready", 0)
     assert one.path.stat().st_mode & 0o777 == 0o700
     assert one.stop() == 0
-    assert set(os.listdir(directory.run_dir(one.path))) == {"broker-0.log", "broker-0.shm"}
+    left = {"broker-0.log", "broker-0.shm", "broker-0.incarnation"}
+    assert set(os.listdir(directory.run_dir(one.path))) == left
 
 
 def test_a_killed_broker_is_restarted_and_its_shared_memory_is_gone(start: Start) -> None:

@@ -11,7 +11,7 @@ def test_a_directory_without_logs_is_of_this_boot_however_many_starts_were_kille
     last = uptime.before(None, MemoryStorage(), "data", "here")
     for incarnation in (1, 2, 3):
         last = uptime.before(last, MemoryStorage(), "data", "here")
-        last = uptime.at_start(last, incarnation, "here")
+        last = uptime.at_start(last, incarnation, replaced=False)
         assert last == Uptime(incarnation, "here", clean=False)
 
 
@@ -19,12 +19,16 @@ def test_logs_whose_uptime_is_gone_may_be_of_another_boot() -> None:
     storage = MemoryStorage()
     storage.make_dir("data/__cluster_metadata-0")
     assert uptime.before(None, storage, "data", "here") is None
-    assert uptime.at_start(None, 2, "here").boot_id == ""
+    assert uptime.at_start(None, 2, replaced=False).boot_id == ""
 
 
 def test_the_last_uptime_counts_until_its_logs_were_judged_by_it() -> None:
     last = Uptime(4, "there", clean=True)
     assert uptime.before(last, MemoryStorage(), "data", "here") == last
-    assert uptime.at_start(last, 5, "here") == Uptime(5, "there", clean=False)
-    assert uptime.after_stop(last, 5, "here", recovered=False) == Uptime(5, "there", clean=True)
-    assert uptime.after_stop(last, 5, "here", recovered=True) == Uptime(5, "here", clean=True)
+    for replaced in (False, True):
+        before = Uptime(5, "there", clean=False, replaced=replaced)
+        assert uptime.at_start(last, 5, replaced=replaced) == before
+        stopped = uptime.after_stop(last, 5, "here", replaced=replaced, recovered=False)
+        assert stopped == Uptime(5, "there", clean=True, replaced=replaced)
+        stopped = uptime.after_stop(last, 5, "here", replaced=replaced, recovered=True)
+        assert stopped == Uptime(5, "here", clean=True)

@@ -18,7 +18,7 @@ PATH = "data/quorum"
 
 def started(storage: MemoryStorage) -> int:
     """The term that a voter starts with."""
-    log = SimpleNamespace(log_end_offset=0, recovery=SimpleNamespace(lossy=False))
+    log = SimpleNamespace(log_end_offset=0, recovery=SimpleNamespace(lossy=False, lossy_reason=""))
     voter: Any = SimpleNamespace(_storage=storage, _quorum_file=PATH, log=log)
     return Metadata._read_quorum(voter).term
 

@@ -112,15 +112,18 @@ class Log:
         same_boot: bool,
         clean: bool,
         replicated: bool = False,
+        replaced: bool = False,
+        verify: bool = False,
     ) -> Log:
         """Open or make a partition's log, and recover it after an unclean stop.
 
-        With `replicated` damage does not refuse the start: see `recovery.lossy` and opening.py.
+        With `replicated` damage does not refuse the start: see `recovery.lossy` and opening.py. `replaced`: the
+        directory is not the one that the log was in. `verify`: look at every checksum.
         Raises: CorruptLog: damage that is no torn tail; nothing has been changed. OSError. No descriptor
         stays open then.
         """
         log = cls(storage, directory, topic_id, partition, config)
-        circumstances = Circumstances(same_boot, clean, replicated, now_ns)
+        circumstances = Circumstances(same_boot, clean, replicated, now_ns, replaced, verify)
         found = Opening(storage, directory, topic_id, partition, config, circumstances).run()
         log._segments.extend(found.segments)
         log._dirty.update(dict.fromkeys(found.dirty))
@@ -491,6 +494,16 @@ class Log:
         self._level = level
         # In both generations: the one before must not call durable what the newest, damaged, did not.
         return self._planned_checkpoint(twice=level == "os")
+
+    def suspect(self) -> None:
+        """Damage was read: the next start is to look at every checksum. Durable when it returns. Raises OSError."""
+        self._storage.open(f"{self.directory}/{paths.SUSPECT}", create=True).close()
+        self._storage.sync_dir(self.directory)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Is it still to be said, or on record, that something may have been lost?"""
+        return self._lossy
 
     def forget_lossy(self) -> CheckpointJob:
         """The cluster has taken note that this replica was lossy at its start; the job makes that durable."""

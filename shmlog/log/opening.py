@@ -42,6 +42,8 @@ class Circumstances:
     clean: bool
     replicated: bool
     now_ns: int
+    replaced: bool = False
+    verify: bool = False
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class Opening:
         self._in_force = False  # or was it, when its successor was about to be put in place?
         self._mark = 0  # below it all was synced or committed
         self._marked_lossy = False
+        self._verify = circumstances.verify
         self._opened = Opened()
 
     @property
@@ -124,12 +127,15 @@ class Opening:
         if not self._storage.exists(self._directory):
             self._storage.make_dir(self._directory)
             self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
+        self._verify |= self._storage.exists(f"{self._directory}/{paths.SUSPECT}")
         for base, end in begun_swaps(self._storage, self._directory):
             finish_swap(self._storage, self._directory, base, end)
         bases = self._bases()
         self._load(bases)
         if lost:
             self._damaged(lost, 0, -1)
+        if at.replaced and at.replicated:
+            self._lossy("the data directory is not the one of the last start")
         if not (at.clean or at.same_boot or self._report.fresh) and opened.level == "os":
             self._lossy("another boot, and what was reported was not synced")
         self._take_segments(bases, trust_indexes=True)
@@ -174,12 +180,16 @@ class Opening:
         here = self._storage.exists(self._directory)
         if self._found is not None or (here and self._bases()):
             return ""
-        if not marks.was_opened(self._storage, self._directory, self._topic_id):
+        how = f"{self._directory} is {'empty' if here else 'gone'}, and it held a log at an earlier start"
+        if self._at.replaced:
+            text = f"{how}: the data directory was replaced (docs/operations.md, Replacing a disk)"
+        elif marks.was_opened(self._storage, self._directory, self._topic_id):
+            text = (
+                f"{how}: put it back from a copy, or remove {marks.mark_path(self._directory)} to begin with an "
+                "empty one"
+            )
+        else:
             return ""
-        text = (
-            f"{self._directory} is {'empty' if here else 'gone'}, and it held a log at an earlier start: put it "
-            f"back from a copy, or remove {marks.mark_path(self._directory)} to begin with an empty one"
-        )
         if not self._at.replicated:
             raise CorruptLog(text, log_start=0, high_watermark=-1)
         return text
@@ -299,14 +309,24 @@ class Opening:
         # The mark of a clean stop is the log's end, and the active segment's index was saved then too.
         sealed_end = self._mark if next_base is None and self._at.clean else next_base
         trusted = trust_indexes and sealed_end is not None and base < sealed_end <= self._mark
-        if trusted and sealed_end is not None and segment.load_index(sealed_end):
+        if (
+            trusted
+            and not self._verify
+            and sealed_end is not None
+            and segment.load_index(sealed_end)
+        ):
             segments.append(segment)
             return True
         file_size = segment.file().size()
         if segments:
             segment.last_append_time_ns = segments[-1].last_append_time_ns
         damage = recovery.scan(
-            segment, self._topic_id, self._partition, self._mark, file_size=file_size
+            segment,
+            self._topic_id,
+            self._partition,
+            self._mark,
+            file_size=file_size,
+            verify=self._verify,
         )
         self._report.scanned_bytes += segment.size
         self._report.rebuilt_indexes += 1
@@ -387,13 +407,15 @@ class Opening:
         self._storage.sync_dir(self._directory)
 
     def _remove_leftovers(self) -> None:
-        """What a stop has left half made: the next segment, a copy, an index without its segment."""
+        """What a stop has left half made (the next segment, a copy, an index without its segment), and a suspicion
+        that has been followed.
+        """
         names = self._storage.list(self._directory)
         for name in names:
             base = paths.parse_segment_index(name)
             orphan = base is not None and paths.segment_log(base) not in names
             half = name.endswith((".log.new", paths.CLEANED))
-            if name == paths.SPARE or orphan or half:
+            if name in (paths.SPARE, paths.SUSPECT) or orphan or half:
                 self._storage.unlink(f"{self._directory}/{name}")
 
     # -- what is derived ------------------------------------------------------------------------------

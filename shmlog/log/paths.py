@@ -10,6 +10,7 @@ broker-N/
     *.previous, *.new             the generation before; one being written
     *.log.cleaned, *.index.cleaned  what the cleaner makes of segments; removed at the next start
     BASE-END.log.swap             one of them that is about to take the place of those segments
+    suspect                       damage was read: the next start looks at every checksum
     spare                         preallocated: the next segment, before its base offset is known
     *.log.corrupt, .corrupt.N     damaged segments and what lay behind them; kept
   quorum                          the metadata quorum's term, and this voter's vote in it
@@ -30,6 +31,7 @@ PRODUCERS = "producers"
 DELETED = "deleted"
 QUORUM = "quorum"
 SPARE = "spare"
+SUSPECT = "suspect"
 OPENED = "opened"
 NAME_MAX = 255  # bytes of a file name (NAME_MAX of limits.h)
 _SEGMENT = re.compile(r"(\d{20})\.log")

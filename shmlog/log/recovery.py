@@ -85,11 +85,17 @@ class Effort:
 
 
 def scan(
-    segment: Segment, topic_id: bytes, partition: int, mark: int, *, file_size: int
+    segment: Segment,
+    topic_id: bytes,
+    partition: int,
+    mark: int,
+    *,
+    file_size: int,
+    verify: bool = False,
 ) -> Damage | None:
     """Walk a segment from its start and note every valid batch; None if it ends in zeros or at its end.
 
-    Below `mark` (an offset) only structure is checked, from it on both CRCs.
+    Below `mark` (an offset) only structure is checked, from it on both CRCs; with `verify` everywhere.
     """
     expected = segment.base_offset
     reason = ""
@@ -99,7 +105,7 @@ def scan(
             header = found.header
             belongs = header.topic_id == topic_id and header.partition == partition
             in_place = belongs and header.follows(expected)
-            if not in_place or header.end_offset > mark:
+            if verify or not in_place or header.end_offset > mark:
                 check_header_crc(found.data, header)
                 check_body_crc(found.data, header)
             if not in_place:

@@ -53,6 +53,7 @@ class Checker:
         self.metadata_terms: list[tuple[int, int]] = []  # last committed entry of each set
         self.raft_leaders: dict[int, tuple[int, int]] = {}
         self.leaders: dict[tuple[Key, int], int] = {}
+        self.emptied: set[int] = set()  # brokers whose disk is empty, and the cluster does not know
         self.winners: dict[Key, int] = {}  # of recovery elections, whose logs are not compared yet
         self.begun: dict[
             Key, list[tuple[int, int, int]]
@@ -116,6 +117,13 @@ class Checker:
         self._seen.clear()
         self._session_of.clear()
         self.fenced_ns.clear()
+
+    def replaced(self, broker: int) -> None:
+        """The broker's disk is empty."""
+        for (owner, _), replica in self.replicas.items():
+            if owner == broker:
+                replica.unknown = True
+        self.emptied.add(broker)
 
     def turned(self, process: Process, *, dying: bool = False) -> None:
         """A turn of this process is over, or was cut short."""
@@ -212,6 +220,7 @@ class Checker:
                 if before is not None and before.incarnation > record.incarnation:
                     raise Violation(f"I2 {record} after incarnation {before.incarnation}")
                 self.fenced_ns.pop(record.broker, None)
+                self.emptied.discard(record.broker)
                 self._check_lossy(record)
             case FenceRecord():
                 if record.fenced:
@@ -543,7 +552,8 @@ class Checker:
         held = 0
         for broker in state.replicas:
             replica = self.replicas.get((broker, key))
-            held += replica is not None and not replica.unknown and replica.end >= truth.end
+            has_it = replica is not None and not replica.unknown and replica.end >= truth.end
+            held += has_it or broker in self.emptied  # it had it when it said so
         for broker in state.isr:
             self._check_member(key, truth, broker, state.isr)
         if held < min(minimum, self.lowest_minimum(key)):

@@ -93,6 +93,8 @@ def options_of(seed: int, *, later: bool = True) -> Options:
     if retention:
         changes = (*changes, "retention") if changes and apart.random() < 0.6 else changes
         faults = (*faults, "disk low") if faults and apart.random() < 0.3 else faults
+    if later and brokers >= 3 and faults and random.Random(f"replace {seed}").random() < 0.2:
+        faults = (*faults, "replace disk")
     return Options(
         brokers=brokers,
         voters=voters,
@@ -370,6 +372,24 @@ class Life:
         trouble = self.world.disk_trouble
         trouble[broker] = (error, probability)
         self._later(low_ms, high_ms, trouble.pop, broker, None)
+
+    def _replace_disk(self) -> None:
+        """Of one who is needed by nobody: each partition has another member, each other voter a vote."""
+        process = self._anybody()
+        if process is None:
+            return
+        broker, image = process.broker, self.checker.image
+        hosted = [p for t in image.topics.values() for p in t.partitions if broker in p.replicas]
+        if any(set(p.isr) <= {broker} for p in hosted):
+            return
+        for voter in set(self.world.voters) - {broker}:
+            other = self.world.processes.get(voter)
+            if other is None or not other.alive or other.node is None:
+                return
+            if not image.is_current(voter, other.incarnation) or other.node.metadata.log.is_lossy:
+                return
+        process.die("its disk is replaced")
+        self.world.replace_disk(broker)
 
     def _disk_low(self) -> None:
         disk = self.world.disks[self.rng.choice(self.world.brokers)]

@@ -7,7 +7,7 @@ docs/rules.md: B, R and P are bugs that others had, all else is the rule or the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node import compaction, replication
@@ -66,6 +66,7 @@ DIRECTED = {
     "old-proposal": "test_controller.test_j5_b05_a_proposal_on_facts_that_have_moved_is_refused",
     "commit-old-terms": "test_raft.test_entries_of_older_terms_are_not_committed_by_being_counted",
     "missed-deletes": "test_replica.test_a_follower_that_missed_a_dropped_tombstone_begins_anew",
+    "replaced-not-lossy": "test_log_lost.test_in_a_directory_that_was_replaced_every_log_is_lossy",
     "commit-before-sync": "test_raft.test_a_leader_counts_itself_once_its_own_sync_is_done",
 }
 
@@ -447,6 +448,30 @@ def _follower_keeps_log_start() -> list[tuple[Any, str, Any]]:
 @_bug("T1", "a follower whose end lies below the leader's log start is not told to begin anew")
 def _no_new_beginning() -> list[tuple[Any, str, Any]]:
     return [(following.Follower, "refused", lambda self, epoch, code: None)]
+
+
+# -- data directories -----------------------------------------------------------------------------
+
+
+@_bug("I5", "a data directory that was replaced is taken for what it was")
+def _replaced_not_lossy() -> list[tuple[Any, str, Any]]:
+    original = Opening._lossy
+
+    def lossy(self: Any, reason: str) -> None:
+        if not self._at.replaced or self._directory.endswith("__cluster_metadata-0"):
+            original(self, reason)
+
+    return [(Opening, "_lossy", lossy)]
+
+
+@_bug("I12", "a voter whose data directory was replaced votes as if it were new")
+def _replaced_votes() -> list[tuple[Any, str, Any]]:
+    original = Metadata._read_quorum
+
+    def read_quorum(self: Any) -> HardState:
+        return replace(original(self), abstaining=False)
+
+    return [(Metadata, "_read_quorum", read_quorum)]
 
 
 # -- compaction -----------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Process:
         self.node: Node | None = None
         self.same_boot = self.clean = False
         self._last_uptime: Uptime | None = None
-        self._is_recovered = False
+        self._is_recovered = self._is_replaced = False
 
     def __repr__(self) -> str:
         return f"<broker {self.broker} incarnation {self.incarnation}>"
@@ -96,7 +96,11 @@ class Process:
         self.same_boot = last is not None and last.boot_id == self.boot_id
         self.clean = last is not None and last.clean
         self._last_uptime, self._is_recovered = last, False
-        world.uptimes[self.broker] = uptime.at_start(last, self.incarnation, self.boot_id)
+        self._is_replaced = self.broker in world.replaced or (last is not None and last.replaced)
+        world.uptimes[self.broker] = uptime.at_start(
+            last, self.incarnation, replaced=self._is_replaced
+        )
+        world.replaced.discard(self.broker)
         others = tuple(world.brokers)
         voting = Voting("sim", self.broker, self.incarnation, self.boot_id, others, world.voters)
         endpoints = {"client": f"ipc://c{self.broker}", "peer": f"ipc://p{self.broker}"}
@@ -110,6 +114,7 @@ class Process:
                 endpoints=endpoints,
                 same_boot=self.same_boot,
                 clean=self.clean,
+                replaced=self._is_replaced,
                 settings=world.settings,
                 topic_defaults=world.topic_defaults,
             ),
@@ -216,7 +221,11 @@ class Process:
             self._ended_by(error)
             return
         self.world.uptimes[self.broker] = uptime.after_stop(
-            self._last_uptime, self.incarnation, self.boot_id, recovered=self._is_recovered
+            self._last_uptime,
+            self.incarnation,
+            self.boot_id,
+            replaced=self._is_replaced,
+            recovered=self._is_recovered,
         )
         self.die("stopped", linger_ns=0)
 
@@ -356,7 +365,8 @@ class World:
         self.slow_disks: dict[int, int] = {}
         self.disk_trouble: dict[int, tuple[int, float]] = {}  # broker -> (errno, probability)
         self.has_injected = False
-        self.rotten = False  # has any file been damaged?
+        self.rotten = False  # has any file been damaged or lost?
+        self.replaced: set[int] = set()  # data directories that no start has seen yet
         self.linger_max_ns = MS
         self.counts: dict[str, int] = {}
         self.events = 0
@@ -443,6 +453,15 @@ class World:
         process = self.processes[broker] = Process(self, broker)
         self.trace("start", broker, process.incarnation)
         process.wake(self.rng.randrange(MS, 20 * MS))
+
+    def replace_disk(self, broker: int) -> None:
+        """An empty data directory takes the place of what was there; its process has ended."""
+        self.count("disks replaced")
+        self.rotten = True
+        self.disks[broker] = Disk(random.Random(f"disk {self.seed} {broker} {self.events}"))
+        self.uptimes.pop(broker, None)
+        self.replaced.add(broker)
+        self.checker.replaced(broker)
 
     def living(self) -> list[Process]:
         return [p for p in self.processes.values() if p.alive]
