@@ -8,10 +8,11 @@ history   what clients saw is judged as a whole
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -422,21 +423,32 @@ class _Lines(logging.Handler):
         )
 
 
+@contextlib.contextmanager
+def _journal(world: World, *, shown: bool) -> Iterator[None]:
+    """What the brokers tell goes into the world's log, or nowhere."""
+    journal = logging.getLogger("shmlog.node")
+    before = journal.propagate, journal.level
+    handler = _Lines(world) if shown else logging.NullHandler()
+    if shown:
+        world.log = []
+    journal.propagate = False
+    journal.addHandler(handler)
+    journal.setLevel(logging.INFO if shown else logging.ERROR)
+    try:
+        yield
+    finally:
+        journal.removeHandler(handler)
+        journal.propagate, level = before
+        journal.setLevel(level)
+
+
 def live(seed: int, options: Options | None = None, *, log: bool = False) -> tuple[Result, Life]:
     """Run a seed; the result, and the life for who wants to look."""
     life = Life(seed, options)
-    journal = logging.getLogger("shmlog.node")
-    journal.propagate = False
-    if log:
-        life.world.log = []
-        journal.addHandler(_Lines(life.world))
-        journal.setLevel(logging.INFO)
-    elif not journal.handlers:
-        journal.addHandler(logging.NullHandler())
-        journal.setLevel(logging.ERROR)
     violation = None
     try:
-        life.run()
+        with _journal(life.world, shown=log):
+            life.run()
     except Violation as error:
         violation = str(error)
     except Exception as error:  # noqa: BLE001 - whatever the product raises is a finding
