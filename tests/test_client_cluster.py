@@ -13,6 +13,7 @@ import shmlog
 from shmlog import directory
 from shmlog.cli import main as cli
 from shmlog.errors import DeliveryError, InvalidConfig, LogTruncated, RequestTimedOut
+from shmlog.protocol.messages import DescribeTopic
 from shmlog.testing.cluster import LocalCluster
 
 pytestmark = pytest.mark.process
@@ -104,6 +105,47 @@ def test_questions_are_answered_while_a_broker_hangs(cluster: LocalCluster, topi
         finally:
             cluster.resume(hung)
     cluster.wait_isr(topic)
+
+
+def test_the_ends_of_a_topic_are_those_of_its_leaders_whoever_is_asked(
+    cluster: LocalCluster, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, here = topic + "spread", ["-d", str(cluster.dir), "topic"]
+    with shmlog.Admin(cluster.dir) as admin, shmlog.Producer(where=cluster.dir) as out:
+        admin.create_topic(name, 3, replication_factor=1)
+        for partition in range(3):
+            for value in (b"0", b"1")[: partition + 1]:
+                out.produce(name, value, partition=partition)
+        for _ in cluster.pids:  # each broker's turn comes
+            found = admin.describe_topic(name).partitions
+            assert [(p.log_start, p.high_watermark, p.end_offset) for p in found] == [
+                (0, 1, 1), (0, 2, 2), (0, 2, 2)
+            ]  # fmt: skip
+            assert all(p.size and p.segments == 1 for p in found)
+            assert cli.execute([*here, "delete", name, "--dry-run"]) == 0
+            assert "(3 partitions, 5 records)" in capsys.readouterr().err
+            assert cli.execute([*here, "trim", name, "-p", "2", "-o", "1", "--dry-run"]) == 0
+            assert "0 -> 1, 1 record would be dropped" in capsys.readouterr().err
+        message = DescribeTopic(op="describe_topic", id=0, topic=name)
+        for answer in admin._engine.ask_brokers(lambda: message):
+            [led] = [p for p in answer.partitions if p.end_offset >= 0]
+            others = [p for p in answer.partitions if p.partition != led.partition]
+            assert {(p.log_start, p.high_watermark, p.end_offset, p.size) for p in others} == {
+                (-1, -1, -1, None)
+            }
+        hung = cluster.leader(name, 2)
+        cluster.pause(hung)
+        try:
+            lost = admin.describe_topic(name).partitions[2]
+            assert (lost.leader, lost.high_watermark, lost.size) == (-1, -1, None)
+            assert cli.execute([*here, "delete", name, "--dry-run"]) == 0
+            assert (
+                "3 records and what 1 partition without a leader holds" in capsys.readouterr().err
+            )
+            assert cli.execute([*here, "trim", name, "-p", "2", "-o", "1", "--dry-run"]) == 5
+        finally:
+            cluster.resume(hung)
+    cluster.wait_ready()
 
 
 def test_a_record_that_finds_no_leader_in_time_says_what_became_of_it(

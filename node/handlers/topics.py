@@ -319,12 +319,17 @@ def delete_topic(
     _change(context, exchange, peers.DeleteTopic(name=request.topic))
 
 
-def _held(partition: Partition) -> dict[str, Any]:
-    """What of a description only the files tell."""
+def _ends(partition: Partition | None) -> dict[str, Any]:
+    """What of a description only the partition's leader tells."""
+    if partition is None or partition.leader is None:
+        return {"log_start": -1, "high_watermark": -1, "end_offset": -1}
     segments, config = partition.log.segments, partition.config
     retention_ms = config.retention if retention.may_delete(config) else -1
     goes_at_ns = retention.goes_at_ns(segments, retention_ms)
     return {
+        "log_start": partition.log_start,
+        "high_watermark": partition.high_watermark,
+        "end_offset": partition.log.log_end_offset,
         "size": sum(segment.size for segment in segments),
         "segments": len(segments),
         "oldest_append_time": Big(segments[0].first_append_time_ns) if segments[0].size else None,
@@ -345,7 +350,6 @@ def describe_topic(
         configs[key] = ConfigValue(value=value, source=source, default=setting.default)
     partitions = []
     for state in topic.partitions:
-        hosted = context.partitions.get((topic.name, state.partition))
         partitions.append(
             PartitionDescription(
                 partition=state.partition,
@@ -353,11 +357,8 @@ def describe_topic(
                 leader_epoch=state.leader_epoch,
                 replicas=list(state.replicas),
                 isr=list(state.isr),
-                log_start=hosted.log_start if hosted else state.log_start,
-                high_watermark=hosted.high_watermark if hosted else -1,
-                end_offset=hosted.log.log_end_offset if hosted else -1,
                 lost=list(state.lost) if state.lost else None,
-                **(_held(hosted) if hosted else {}),
+                **_ends(context.partitions.get((topic.name, state.partition))),
             )
         )
     assert exchange.id is not None

@@ -219,9 +219,11 @@ def trim(
         if partition >= found.partition_count:
             count = plural(found.partition_count, "partition")
             raise UnknownTopic(f"topic {name} has {count}, not number {partition}", hint="")
+        ends = found.partitions[partition]
+        if ends.end_offset < 0:
+            raise LeaderUnavailable(f"{name}-{partition} has no leader now")
         with Consumer(name, where=settings.where, partitions=[partition], start=wanted) as there:
             offset = there.position(there.assignment[0])
-        ends = found.partitions[partition]
         before = ends.log_start
         gone = max(0, min(offset, ends.high_watermark) - before)
         after = max(offset, before)
@@ -256,8 +258,11 @@ def delete(settings: Settings, name: str, dry_run: bool, yes: bool) -> None:
     """Remove a topic and its data."""
     with open_admin(settings) as admin:
         found = admin.describe_topic(name)
-        records = sum(p.high_watermark - p.log_start for p in found.partitions)
+        told = [p for p in found.partitions if p.end_offset >= 0]
+        records = sum(p.high_watermark - p.log_start for p in told)
         held = f"{plural(found.partition_count, 'partition')}, {plural(records, 'record')}"
+        if untold := found.partition_count - len(told):
+            held += f" and what {plural(untold, 'partition')} without a leader holds"
         if dry_run:
             click.echo(f"topic {name} ({held}) would be deleted; nothing was done", err=True)
             return

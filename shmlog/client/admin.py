@@ -8,6 +8,7 @@ from typing import Any
 
 from shmlog.client.arguments import Duration, duration_ns
 from shmlog.client.bootstrap import Where
+from shmlog.client.ends import ask_ends
 from shmlog.client.engine import API_TIMEOUT_NS, Engine
 from shmlog.client.group_admin import GroupAdmin
 from shmlog.errors import Code, InvalidRequest, UnknownTopic
@@ -117,11 +118,13 @@ class Admin(GroupAdmin):
         return answer
 
     def describe_topic(self, name: str) -> DescribeTopicAnswer:
-        """Settings with their sources, partitions with leaders and ends. Raises: UnknownTopic."""
-        answer: DescribeTopicAnswer = self._ask_topic(
-            name, DescribeTopic(op="describe_topic", id=0, topic=name)
-        )
-        return answer
+        """Settings with their sources, partitions with leaders and ends. Raises: UnknownTopic.
+
+        Each leader is asked for the ends of its partitions. They stay -1 where there is no leader (`leader` -1), or
+        where the one that there should be does not tell them within 5 s.
+        """
+        message = DescribeTopic(op="describe_topic", id=0, topic=name)
+        return ask_ends(self._engine, self._ask_topic(name, message), message, self._timeout_ns)
 
     def delete_records(
         self, partitions: Iterable[tuple[str, int, int]]

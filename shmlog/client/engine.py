@@ -152,7 +152,7 @@ class Engine:
             deadline_ns, attempts = self.now() + timeout_ns, 0
             while True:
                 living = [b for b in self.refresh([], timeout_ns).brokers if b.alive]
-                outcomes = self._ask_each([b.endpoint for b in living], message(), deadline_ns)
+                outcomes = self.ask_each([b.endpoint for b in living], message(), deadline_ns)
                 error = next((o.error for o in outcomes if o.error is not None), None)
                 if error is None and len(outcomes) == len(living):
                     return [outcome.answer for outcome in outcomes]
@@ -162,9 +162,10 @@ class Engine:
                 pause_ns = self.session.backoff.ns(attempts)
                 self.wait(lambda: False, min(self.now() + pause_ns, deadline_ns))
 
-    def _ask_each(
+    def ask_each(
         self, endpoints: Sequence[str], message: Request, deadline_ns: int
     ) -> list[Outcome]:
+        """One attempt at each endpoint; how those ended that did before the deadline."""
         outcomes: list[Outcome] = []
         now = self.now()
         timeout_ns = min(max(deadline_ns - now, NS_PER_MS), self.session.request_timeout_ns)

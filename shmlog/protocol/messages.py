@@ -401,14 +401,15 @@ class ConfigValue(Struct, kw_only=True):
 
 
 class PartitionDescription(Struct, kw_only=True, omit_defaults=True):
-    """One partition, as its leader sees it.
+    """One partition. Its ends and what follows them are told by the broker that leads it alone: elsewhere the ends
+    are -1 and the rest is absent, so a client asks each leader and puts the answers together. `leader` -1: nobody.
 
     `lost`, absent if there was no election of a replica that was not in sync (recovery or unclean): that
     one may have given up what was acked from `lost[0]` on, of which up to `lost[1]` (exclusive) is known.
 
-    What follows is of the answering broker's replica, absent if it has none: `size` in bytes of batches, and the number
-    of its segments. `oldest_append_time` of the oldest record (ns, to the segment), absent if there is none;
-    `oldest_goes_at`, when `retention` deletes it (ns; later if more is appended to its segment), absent if it does not.
+    `size` in bytes of batches, and the number of `segments`. `oldest_append_time` of the oldest record (ns, to the
+    segment), absent if there is none; `oldest_goes_at`, when `retention` deletes it (ns; later if more is appended to
+    its segment), absent if it does not.
     """
 
     partition: int
