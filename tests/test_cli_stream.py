@@ -449,3 +449,19 @@ def test_a_partition_or_codec_that_does_not_exist_is_said_once(shmlog, shmlog_to
     status, _, err = shmlog("produce", topic, file(b"x\n"), "-z", "lz5")
     assert status != 0
     assert "pip install" not in err
+
+
+def test_a_paced_replay_comes_in_the_order_of_time_and_tells_its_lateness(
+    shmlog, shmlog_topic, shmlog_client
+):
+    shmlog_client.admin.create_topic(shmlog_topic, 3)
+    with shmlog_client.producer() as producer:
+        for number in range(20):
+            at_ns = 10**18 + number * 20_000_000
+            producer.send(shmlog_topic, b"%d" % number, partition=number % 3, timestamp=at_ns)
+    began_ns = SYSTEM_CLOCK.monotonic_ns()
+    status, out, err = shmlog("consume", shmlog_topic, "-e", "--pace", "0.5")
+    assert (status, out.split()) == (0, [b"%d" % number for number in range(20)])
+    assert SYSTEM_CLOCK.monotonic_ns() - began_ns >= 19 * 10_000_000
+    assert re.fullmatch(r"at most \d+\.\d{3} s late\n", err)
+    assert shmlog("consume", shmlog_topic, "--pace", "0")[0] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -309,3 +310,28 @@ def test_a_group_goes_on_where_it_stopped_and_says_what_it_gives(
     places = [(r.partition, r.offset) for r in seen[:39] + again]
     assert len(places) - len(set(places)) <= 1
     assert {p for p in places} == {(p, o) for p in (0, 2) for o in range(30)}
+
+
+@pytest.mark.parametrize("how", ["ring", "socket", "group"])
+def test_a_paced_replay_keeps_the_gaps(
+    cluster: LocalCluster, topic: str, face: Any, how: str
+) -> None:
+    gap_ns, count = 5_000_000, 60
+    with shmlog.Producer(where=cluster.dir) as producer:
+        for partition in range(3):  # each a batch of its own; the records alternate
+            numbers = range(partition, count, 3)
+            times = [10**18 + number * gap_ns for number in numbers]
+            values = [b"%d" % number for number in numbers]
+            producer.send_many(topic, values, partition=partition, timestamps=times)
+    options: Any = {"group": "g" + topic} if how == "group" else {"ring": how == "ring"}
+    with face.Consumer(topic, where=cluster.dir, stop="latest", pace=2, **options) as consumer:
+        began_ns = time.monotonic_ns()
+        got = [(int(record.value), time.monotonic_ns() - began_ns) for record in consumer]
+        late, latest = consumer.lateness()
+    assert [number for number, _ in got] == list(range(count))
+    first_ns = got[0][1]
+    slack_ns = int(latest * 1e9) + 1_000_000  # the first one's own way to here
+    assert all(at_ns - first_ns >= 2 * gap_ns * n - slack_ns for n, at_ns in got)
+    assert 0 <= late <= latest
+    with pytest.raises(InvalidConfig, match="pace"):
+        face.Consumer(topic, where=cluster.dir, pace=0)

@@ -174,6 +174,10 @@ class Consumer(Face[_Core]):
         """The offset of the next record of a partition. Raises: UnknownTopic: not assigned."""
         return self.core.position(tp)
 
+    def lateness(self) -> tuple[float, float]:
+        """With `pace`: how late the last records were, and the latest ones so far, in seconds."""
+        return self.core.lateness()
+
     seek = asked(consumer.Consumer.seek)
     pause = asked(consumer.Consumer.pause)
     resume = asked(consumer.Consumer.resume)

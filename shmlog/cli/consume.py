@@ -69,6 +69,7 @@ class Selection:
 @click.option("-p", "--partitions", metavar="LIST", help="Such as 0,2-4.")
 @click.option("--grep", metavar="RE", help="Only records whose key or value matches.")
 @click.option("-g", "--group", metavar="GROUP", help="Share the topics with this group's members.")
+@click.option("--pace", type=float, metavar="X", help="Keep the gaps between timestamps, times X.")
 @click.pass_obj
 def consume(
     settings: Settings,
@@ -80,11 +81,15 @@ def consume(
     partitions: str | None,
     grep: str | None,
     group: str | None,
+    pace: float | None,
 ) -> None:
     """Read records of TOPICs (names or patterns such as 'orders.*') and go on following.
 
     With -g the group's offsets say where to go on, and -o where to begin if there are none; what was written
     is committed, also at Ctrl-C. -e is then at the ends of the partitions that this member has.
+
+    --pace 1 replays as it was, 0.1 ten times as fast, in the order of time over all partitions; how late the
+    latest record was is said at the end.
 
     With -e or -n, --timeout is for the command: exit 4 if the end has not come by then.
     The format language: docs/operations.md, or -f '%k\\t%v\\n'.
@@ -110,7 +115,9 @@ def consume(
             partitions=chosen,
             **begin,
             stop=LATEST if to_end and stop is None else stop,
+            pace=pace,
         ) as consumer,
+        _lateness_said(consumer) if pace is not None else nullcontext(),
         _Shares(consumer) if group is not None else nullcontext() as shares,
     ):
         limits = _limits(consumer, stop) if to_end else {}
@@ -165,6 +172,14 @@ class _Shares:
         """Only the records below `offset` of the batch were shown, and are to be committed."""
         self._consumer.seek(TopicPartition(batch.topic, batch.partition), offset)
         self._written = None
+
+
+@contextmanager
+def _lateness_said(consumer: client.Consumer) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        click.echo(f"at most {consumer.lateness()[1]:.3f} s late", err=True)
 
 
 class _Deadline:

@@ -22,8 +22,9 @@ from shmlog.client.engine import API_TIMEOUT_NS, CLOSE_PATIENCE_S, Engine
 from shmlog.client.fetches import ENDLESS, Fetches, PartitionReader
 from shmlog.client.group_member import GroupMember, OnAssign, OnRevoke
 from shmlog.client.membership import Mark, Parts
+from shmlog.client.pacing import Pacer
 from shmlog.client.positions import Position, Positionable
-from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
+from shmlog.clock import NS_PER_MS, NS_PER_S, SYSTEM_CLOCK
 from shmlog.errors import (
     ClientClosed,
     Code,
@@ -76,6 +77,8 @@ class Consumer:
         on_assign, on_revoke: called in the thread that asks for the next batch (or closes): with the
             partitions from now on read, and with those that go, on_revoke(partitions, lost=False). What is
             `lost` is another member's already.
+        pace: replay: hand records out with the gaps between their timestamps, times this factor (1: as they
+            were, 0.1: ten times as fast), over all partitions in the order of time; see pacing.py and `lateness`.
     A change of leaders is no event: the reader goes on at the new one, with no gap and no repeat.
     When the constructor returns, every position is fixed: nothing written from then on is missed.
     Without `partitions` and `stop`, partitions that are added to its topics are read too, from their log
@@ -108,6 +111,7 @@ class Consumer:
         assignor: str = "uniform",
         on_assign: OnAssign | None = None,
         on_revoke: OnRevoke | None = None,
+        pace: float | None = None,
         rng: random.Random | None = None,
     ) -> None:
         if out_of_range not in ("error", "reset"):
@@ -133,6 +137,7 @@ class Consumer:
         if group is not None and last is not None:
             raise InvalidConfig(f"reset = {reset!r}: one position, not a range")
         self._serdes = (key, value)
+        self._pacer = None if pace is None else Pacer(pace, self._serdes)
         self._reset = out_of_range == "reset"
         self._raise_truncation = on_truncation == "raise"
         self._on_error = on_error
@@ -306,6 +311,12 @@ class Consumer:
         """Go on where `pause` has stopped."""
         for tp in partitions or self.assignment:
             self._reader(tp).paused = False
+
+    def lateness(self) -> tuple[float, float]:
+        """With `pace`: how late the last records were handed out, and the latest ones so far, in seconds."""
+        if self._pacer is None:
+            raise InvalidRequest("lateness: this consumer has no pace")
+        return self._pacer.lateness_ns / NS_PER_S, self._pacer.lateness_max_ns / NS_PER_S
 
     def lag(self) -> dict[TopicPartition, int]:
         """How many committed records each partition has behind the position, as of now."""
@@ -615,6 +626,8 @@ class Consumer:
         self, reader: PartitionReader, offset: int, last_epoch: int = -1, checked_epoch: int = -1
     ) -> None:
         reader.seek(offset, last_epoch, checked_epoch)
+        if self._pacer is not None:
+            self._pacer.begin_anew()
         if self._batch is not None and _place_of(self._batch) == reader.tp:
             self._batch = None
         if self._in_hand is not None and _place_of(self._in_hand[0]) == reader.tp:
@@ -653,12 +666,9 @@ class Consumer:
                 self._report_truncation()
             if self._added:
                 yield self._take_added
-            reader = self._find(copy)
-            if reader is not None:
-                batch = self._hand_out(reader)
-                if len(batch):
-                    return batch
-                continue  # compaction has left no record of it
+            batch, due_ns = self._choose(copy)
+            if batch is not None:
+                return batch
             if self._is_over():
                 return None
             if any(reader.error is not None for reader in self._readers.values()):
@@ -668,11 +678,22 @@ class Consumer:
             if left_ns is not None and left_ns < 0:
                 return Batch("", None, -1, -1, self._serdes, check_crc=False)
             self._ask(now)
-            retry_ns = self._fetches.next_retry_ns(now)
-            if retry_ns is not None:
-                wait_ns = retry_ns - now
-                left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
+            for at_ns in (self._fetches.next_retry_ns(now), due_ns):
+                if at_ns is not None:
+                    wait_ns = max(0, at_ns - now)
+                    left_ns = wait_ns if left_ns is None else min(left_ns, wait_ns)
             yield left_ns
+
+    def _choose(self, copy: bool) -> tuple[Batch | None, int | None]:
+        """Records that are here, and due; else when they will be due, if that is known."""
+        if self._pacer is not None:
+            return self._pacer.next(self._filled(), self._engine.now())
+        while (reader := self._find(copy)) is not None:
+            batch = self._hand_out(reader)
+            if len(batch):
+                return batch, None
+            # Compaction has left no record of it.
+        return None, None
 
     def _is_over(self) -> bool:
         member = self._member
@@ -700,6 +721,14 @@ class Consumer:
             self._ask(self._engine.now())
             self._engine.pump(0)
         return found
+
+    def _filled(self) -> list[PartitionReader]:
+        """The partitions that are read, each with something in its buffer if there is anything."""
+        readers = [reader for reader in self._fetches.in_turn() if not reader.paused]
+        for reader in readers:
+            if not reader.pieces and reader.wants:
+                self._from_ring(reader, copy=True)  # a view would not last until it is due
+        return readers
 
     def _from_ring(self, reader: PartitionReader, copy: bool) -> bool:
         """Read ahead from the ring; False if there is nothing, or no ring that has the place."""

@@ -110,6 +110,12 @@ class PartitionReader:
         """Is there more to be read into the buffer?"""
         return self.fetch_offset < self.stop and self.error is None and not self.paused
 
+    @property
+    def is_at_end(self) -> bool:
+        """Has all been read into the buffer that is known to be there, and that is wanted?"""
+        known = self.caught_up or 0 <= self.high_watermark <= self.fetch_offset
+        return known or self.fetch_offset >= self.stop
+
     def seek(self, offset: int, last_epoch: int = -1, checked_epoch: int = -1) -> None:
         """Go to `offset`; what is buffered or on its way no longer counts.
 
