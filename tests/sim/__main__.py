@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -68,6 +70,31 @@ def _hunt(arguments: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
+def _same_twice(arguments: argparse.Namespace) -> int:
+    """Every seed under two hash seeds: is it the same life? In processes of their own."""
+    command = [sys.executable, "-P", "-m", "tests.sim", "--digests"]
+    command += [f"--{name}={getattr(arguments, name)}" for name in ("seeds", "start", "jobs")]
+    lives = []
+    for hash_seed in "1", "2":
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
+        ran = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        lives.append(ran.stdout.splitlines())
+    differ = [one.split()[0] for one, other in zip(*lives, strict=True) if one != other]
+    print(f"{len(lives[0])} seeds, each twice: {len(differ)} differ {' '.join(differ)}")
+    return 1 if differ else 0
+
+
+def _digests(arguments: argparse.Namespace) -> int:
+    seeds = range(arguments.start, arguments.start + arguments.seeds)
+    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+        for result in pool.imap(_one, seeds, chunksize=4):
+            print(result.seed, result.digest, result.events)
+    return 0
+
+
 def main() -> int:
     """Run seeds; 1 if any of them has a violation."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
@@ -79,8 +106,16 @@ def main() -> int:
     parser.add_argument(
         "--planted", help="with this bug put back (planted.py); all: each until it is caught"
     )
+    parser.add_argument(
+        "--determinism", action="store_true", help="each seed under two hash seeds: the same life?"
+    )
+    parser.add_argument("--digests", action="store_true", help="print the hash of each life")
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     arguments = parser.parse_args()
+    if arguments.determinism:
+        return _same_twice(arguments)
+    if arguments.digests:
+        return _digests(arguments)
     if arguments.planted == "all":
         return _hunt(arguments)
     if arguments.planted:
