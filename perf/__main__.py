@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=int, help="records per second: latency 1000, failover 500 a partition")
     add("--kills", type=int, default=20, help="kill -9 of a leader (failover)")
     add("--hangs", type=int, default=3, help="SIGSTOP of a leader (failover)")
+    add("--storms", type=int, default=0, help="kill -9 of all brokers at once (failover)")
     add("--writers", nargs="+", default=["python", "bare"], choices=["python", "bare"])
     add("--png", help="draw the time line of the kills here (failover)")
     add("--bytes", type=int, default=6 << 30, help="in all logs together (writeback)")

@@ -1,8 +1,8 @@
 """What a client sees when the leader is killed or hangs: three brokers, three replicas, a minimum of two in sync.
 
 For each of the two writers (perf/writers.py) a cluster of its own; for each trial the leader of the next partition is
-killed (SIGKILL) or stopped (SIGSTOP; SIGCONT once all partitions ack again, after 20 s at the latest), when
-everything is healthy.
+killed (SIGKILL) or stopped (SIGSTOP; SIGCONT once all partitions ack again, after 20 s at the latest), or (a storm)
+all brokers are killed, when everything is healthy.
 
 silence    the longest time without an ack around the kill, of the partitions that the victim led
 next ack   from the kill to the ack that ended it
@@ -116,12 +116,13 @@ def _try(made: Cluster, admin: Admin, writer: _Writer, kind: str, number: int) -
     victim = found[number % PARTITIONS].leader
     led = tuple(p.partition for p in found if p.leader == victim)
     was_controller = admin.describe_cluster().controller == victim
-    pid = made.pids[victim]
+    pids = list(made.pids.values()) if kind == "storm" else [made.pids[victim]]
     at_ns, wall_ns = time.monotonic_ns(), time.time_ns()
-    os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
     if kind == "hang":
         writer.is_moving(_HANG_S)
-        os.kill(pid, signal.SIGCONT)
+        os.kill(pids[0], signal.SIGCONT)
     writer.wait_moving()
     time.sleep(_AFTER_S)
     return Trial(kind, victim, was_controller, led, at_ns, time.monotonic_ns(), wall_ns)
@@ -196,7 +197,8 @@ def _run(name: str, arguments: argparse.Namespace) -> _Run:
         create_topic(made, name, PARTITIONS)
         with Admin(made.dir) as admin:
             writer = _Writer(name, made, arguments.rate or RATE)
-            kinds = ["kill"] * arguments.kills + ["hang"] * arguments.hangs
+            counts = {"kill": arguments.kills, "hang": arguments.hangs, "storm": arguments.storms}
+            kinds = [kind for kind, count in counts.items() for _ in range(count)]
             for number, kind in enumerate(kinds):
                 trials.append(_try(made, admin, writer, kind, number))
             _wait_healthy(made, admin, name)
@@ -247,7 +249,7 @@ def failover(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     pictures: list[timeline.Picture] = []
     for name in arguments.writers:
         rows, totals, acks = _run(name, arguments)
-        for kind in ("kill", "hang"):
+        for kind in ("kill", "hang", "storm"):
             for controller in (False, True):
                 some = [r for r in rows if (r["kind"], r["was_controller"]) == (kind, controller)]
                 if some:

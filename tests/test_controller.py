@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from controller_support import ID, MS, SETTINGS, Cluster, S, refused
 
@@ -82,6 +83,9 @@ def test_what_clients_change_is_refused_with_the_code_that_fits() -> None:
     assert cluster.image.topics["t"].config.segment_bytes == 1 << 20
     refused(cluster, create(), Code.TOPIC_ALREADY_EXISTS)
     refused(cluster, create("T"), Code.INVALID_TOPIC_EXCEPTION)
+    for topic_id in (ID, b"", bytes(17)):  # of another topic, or none
+        refused(cluster, create("other", topic_id=topic_id), Code.INVALID_REQUEST)
+    refused(cluster, create("x" * (1 << 20)), Code.INVALID_TOPIC_EXCEPTION)
     assert cluster.change(create(if_missing=True)) == []
     refused(cluster, peers.AlterTopic(name="u"), Code.UNKNOWN_TOPIC_OR_PARTITION)
     alter = peers.AlterTopic(name="t", set_values={"min_insync_replicas": 4})
@@ -166,6 +170,9 @@ def test_e2_b05_an_earlier_or_dead_incarnation_and_one_of_another_boot_are_refus
     refused(cluster, cluster.registration(2, 5), Code.STALE_BROKER_EPOCH)
     refused(cluster, cluster.registration(1, 4, "other"), Code.INVALID_REQUEST)
     refused(cluster, cluster.registration(7), Code.INVALID_REQUEST)
+    for endpoints in ({}, {"client": "c"}, {"client": "c", "peer": "p" * 1000}):
+        change = msgspec.structs.replace(cluster.registration(1, 4), endpoints=endpoints)
+        refused(cluster, change, Code.INVALID_REQUEST)
 
 
 def test_e2_an_incarnation_that_registers_again_changes_nothing(cluster: Cluster) -> None:

@@ -187,7 +187,7 @@ class Life(Cluster):
             incarnation=self.incarnations[broker],
             boot_id=self.boot,
             pid=1,
-            endpoints={},
+            endpoints={"client": "c", "peer": "p"},
             replicas=tuple(
                 peers.ReplicaReport(
                     ID,

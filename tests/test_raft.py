@@ -29,6 +29,7 @@ from raft_support import HEARTBEAT_NS, MS, Disk, Node
 from node.core.raft.progress import Progress
 from node.core.raft.raft import Entry, Envelope, HardState, Message, Raft, Role
 from node.core.raft.terms import Terms
+from shmlog.errors import InvalidRequest
 from shmlog.protocol.peers import AppendAnswer, AppendRequest, VoteAnswer, VoteRequest
 
 SCENARIOS = sorted((Path(__file__).parent / "raft").glob("*.txt"))
@@ -586,9 +587,20 @@ def test_nothing_below_the_commit_is_ever_cut() -> None:
     request.commit = 2
     one.step(1, request, 0, [Entry(0, 2, 1, "kept")])
     assert one.commit_offset == 2
-    with pytest.raises(AssertionError, match="below the commit"):
+    with pytest.raises(InvalidRequest, match="replaces what is committed at 0"):
         one.step(2, append(2, 2), 0, [Entry(0, 2, 2, "other")])
-    assert one.end_offset == 2
+    assert (one.end_offset, one.term, one.leader) == (2, 1, 1)
+
+
+def test_two_leaders_of_one_term_are_never_followed() -> None:
+    one = raft(3)
+    one.step(1, append(1, 1), 0)
+    leader = raft(hard_state=HardState(1))
+    lead(leader, MS)
+    for member, term in ((one, 1), (leader, leader.term)):
+        with pytest.raises(InvalidRequest, match="says that it leads a term of another"):
+            member.step(2, append(term, 2), 0)
+    assert (one.leader, leader.role) == (1, Role.LEADER)
 
 
 def test_entries_of_older_terms_are_not_committed_by_being_counted() -> None:

@@ -47,6 +47,9 @@ class PeerHandler:
             journal.warning("message of a peer dropped", reason=str(error))
 
     def _handle(self, message: peers.PeerUnion, frames: Sequence[Buffer]) -> None:
+        voting = self._metadata.voting
+        if message.broker == voting.broker or message.broker not in voting.brokers:
+            raise InvalidRequest(f"broker {message.broker} is no peer")
         now_ns = self._clock.monotonic_ns()
         replication = self._replication
         current = self._metadata.image.is_current(message.broker, message.incarnation)

@@ -24,6 +24,7 @@ from shmlog.errors import Code, InvalidRequest, Outdated
 from shmlog.protocol import peers
 from shmlog.settings import ClusterConfig
 
+ENDPOINTS_MAX = 1000  # characters, of both
 UNCLEAN_WAIT_NS = 5 * 10**9
 _NS_PER_MS = 10**6
 
@@ -126,6 +127,11 @@ class Controller:
         broker, incarnation = change.id, change.incarnation
         if broker not in self._brokers:
             raise InvalidRequest(f"broker {broker} is none of the cluster's {self._brokers}")
+        if (
+            set(change.endpoints) != {"client", "peer"}
+            or len(str(change.endpoints)) > ENDPOINTS_MAX
+        ):
+            raise InvalidRequest(f"broker {broker}: endpoints client and peer, and nothing else")
         if self._boot_id not in (None, change.boot_id):
             raise InvalidRequest(
                 f"broker {broker} runs since another boot than the controller: the brokers of a "

@@ -37,6 +37,7 @@ PARTITIONS_MAX = 1024
 REPLICAS_MAX = 2000  # of one broker
 REPLICATION_DEFAULT = 3
 PRODUCER_ID_BLOCK = 1000
+TOPIC_ID_SIZE = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -104,6 +105,8 @@ def create_topic(
                 f"topic name {name!r} is too much like {other!r} (case, or . against _)",
                 code=Code.INVALID_TOPIC_EXCEPTION,
             )
+    if len(change.topic_id) != TOPIC_ID_SIZE or change.topic_id in image.names:
+        raise InvalidRequest("a new topic has an id of 16 bytes that no other has")
     factor = change.replication_factor
     if factor == -1:
         factor = min(REPLICATION_DEFAULT, len(brokers))

@@ -50,6 +50,7 @@ from typing import Any, NamedTuple
 
 from node.core.raft.progress import Progress
 from node.core.raft.terms import Terms
+from shmlog.errors import InvalidRequest
 from shmlog.protocol.peers import AppendAnswer, AppendRequest, VoteAnswer, VoteRequest
 
 Message = VoteRequest | VoteAnswer | AppendRequest | AppendAnswer
@@ -529,9 +530,11 @@ class Raft:
             # one would never follow again.
             self._refuse(sender, request)
             return
+        if request.term == self.term and self.leader not in (None, sender):
+            raise InvalidRequest(f"broker {sender} says that it leads a term of another: {self}")
+        self._check_cut(request.prev_offset, entries)
         if request.term > self.term:
             self._become_follower(request.term, sender)
-        assert self.role is not Role.LEADER, f"two leaders in term {self.term}: {sender} and {self}"
         if not self._leader_dead:  # else its last words: good entries, but no sign of life
             self._follow(sender)
         self._lease_ns = max(self._lease_ns, request.lease_until_ns)
@@ -549,7 +552,6 @@ class Raft:
     def _follow(self, leader: int) -> None:
         if self.role is not Role.FOLLOWER or self.leader is None:
             self._become_follower(self.term, leader)
-        assert self.leader == leader, (leader, self)
         self._heard_ns = self._now_ns
         self._arm()
 
@@ -577,6 +579,17 @@ class Raft:
                 self._append.append(entry)
             end_offset = entry.end_offset
         return end_offset
+
+    def _check_cut(self, end_offset: int, entries: Sequence[Entry]) -> None:
+        """What is committed is in every leader's log: who would have it replaced is none."""
+        for entry in entries:
+            if entry.base_offset != end_offset or entry.base_offset >= self.commit_offset:
+                return
+            if self._terms.term_before(entry.end_offset) != entry.term:
+                raise InvalidRequest(
+                    f"an entry that replaces what is committed at {end_offset}: {self}"
+                )
+            end_offset = entry.end_offset
 
     def _truncate(self, offset: int) -> None:
         assert offset >= self.commit_offset, f"to be cut at {offset}, below the commit: {self}"
