@@ -30,6 +30,7 @@ from shmlog.records import batch as batches
 from shmlog.records.layout import Flag
 from shmlog.settings import TopicConfig
 
+from .group_checker import GroupAnswer, GroupChecker
 from .ports import WALL_NS
 from .truth import Batch, Replica, Row, Seen, Truth, rows_of
 from .world import Process, Violation, World
@@ -63,6 +64,7 @@ class Checker:
         self._seen: dict[int, Seen] = {}
         self.expected: dict[tuple[bytes, int], Any] = {}  # session, id -> what a client has asked
         self._session_of: dict[bytes, Seen] = {}
+        self.groups: GroupChecker | None = None
         self.checks = 0
         self.hang_ns = 0
 
@@ -138,7 +140,10 @@ class Checker:
         if seen.acks:
             acks, seen.acks = seen.acks, []
             for info, result in acks:
-                self._check_ack(process, info, result)
+                if isinstance(info, GroupAnswer):
+                    info.judge(process, result)
+                else:
+                    self._check_ack(process, info, result)
 
     # -- metadata -------------------------------------------------------------------------------------
 
@@ -297,6 +302,8 @@ class Checker:
 
     def _lose(self, truth: Truth, offset: int) -> None:
         truth.cut(offset, self.world.now_ns)
+        if self.groups is not None:
+            self.groups.lost(truth)
         self.world.count("losses after a reboot")
         self.world.trace("lost", truth.name, offset)
 
@@ -547,6 +554,8 @@ class Checker:
                 if wrong is not None and not truth.losses:
                     raise Violation(wrong)
                 offset = header.end_offset
+                if self.groups is not None:
+                    self.groups.committed(key, one)
         self.world.trace("hw", truth.name, truth.end)
         minimum = self.image.by_id(key[0]).config.minimum_isr(len(state.replicas))  # type: ignore[union-attr]
         held = 0
@@ -625,6 +634,8 @@ class Checker:
         timeout_ns = header.get("timeout_ms", 30_000) * NS_PER_MS
         seen.opened[received.client, header["id"]] = self.world.now_ns + timeout_ns
         self._session_of[received.client] = seen
+        if self.groups is not None and "group" in header:
+            self.groups.heard(process, header)
 
     def answer(self, process: Process, session: bytes, frames: list[bytes]) -> None:
         seen = self._seen[process.number]
@@ -639,7 +650,7 @@ class Checker:
         if info is not None and not answer["error"]:
             results = answer.get("partitions", [answer])
             for result in results:
-                if not result["error"]:
+                if not result.get("error"):
                     seen.acks.append((info, result))
 
     def session_closed(self, session: bytes) -> None:

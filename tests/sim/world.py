@@ -287,6 +287,7 @@ class Process:
 
 
 def _tell(watcher: Process, descriptor: int) -> None:
+    """A pidfd is readable."""
     if watcher.alive and descriptor in watcher.wire.watched:
         watcher.wire.readable.add(descriptor)
         watcher.wake()
@@ -359,6 +360,7 @@ class World:
         self.registry: dict[int, Process] = {}
         self.processes: dict[int, Process] = {}
         self.links: dict[bytes, Link] = {}
+        self.hosts: dict[int, Any] = {}  # processes of group members, by pid
         self.network = Network(self)
         self.supervisor = Supervisor(self)
         self.sync_ns = MS
