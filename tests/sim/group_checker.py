@@ -230,6 +230,15 @@ class GroupChecker:
                 if (group, member, part) not in self._owned:
                     raise Violation(f"I23 {process} tells {member} of {part}: {result}")
 
+    def check_group_leave(
+        self, process: Process, message: Any, result: Any, asked_ns: int
+    ) -> None:
+        """I23: who was told that he has left is no member."""
+        group = self.groups.get(message["group"])
+        is_there = group is not None and message["member"] in group.members
+        if is_there and not self._is_excused(message["group"]):
+            raise Violation(f"I23 {process}: {message['member']} has left, and is a member")
+
     def check_commit(self, process: Process, message: Any, result: Any, asked_ns: int) -> None:
         """I24: an offset that was acked is committed."""
         group = message["group"]
@@ -289,4 +298,8 @@ class GroupChecker:
 
 
 def _state(group: Group) -> Any:
-    return records._record_of(group), dict(sorted(group.offsets.items()))
+    """All but `epoch_before`, which heartbeats raise and nobody is shown."""
+    record = records._record_of(group)
+    for member in record.members:
+        member.epoch_before = 0
+    return record, dict(sorted(group.offsets.items()))

@@ -441,8 +441,9 @@ class Groups:
         if old and rng.random() < 0.3:
             return rng.choice(old)
         pid = 0
+        hosts = self.world.hosts
         if rng.random() >= self.remote:
-            free = [h.pid for h in self.hosts if h.exited and h.pid and self.world.hosts[h.pid] is h]
+            free = [h.pid for h in self.hosts if h.exited and h.pid and hosts.get(h.pid, h) is h]
             pid = rng.choice(free) if free and rng.random() < 0.3 else next(self.world.numbers)
         self.hosts.append(Host(self, pid))
         return self.hosts[-1]
