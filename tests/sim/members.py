@@ -35,7 +35,7 @@ TAKEN = (Code.FENCED_INSTANCE_ID, Code.UNRELEASED_INSTANCE_ID)
 def settings_of(seed: int) -> dict[str, int]:
     """Settings of the cluster, so that sessions end within a life."""
     rng = random.Random(f"sessions {seed}")
-    return {"session_timeout": 6000, "stalled_member_timeout": rng.choice((-1, 9000))}
+    return {"session_timeout": 6000, "stalled_member_timeout": rng.choice((8000, 15_000))}
 
 
 class Host:
@@ -245,7 +245,7 @@ class Member(Client):
         return not self.is_over and self.readers.get(reader.tp) is reader
 
     def _give_up(self, readers: list[_Reader]) -> None:
-        def release() -> None:
+        def release(_: bool = True) -> None:
             for reader in readers:
                 if self._has(reader):
                     del self.readers[reader.tp]
@@ -258,11 +258,11 @@ class Member(Client):
         else:
             release()
 
-    def _commit(self, marks: dict[TopicPartition, Mark], then: Callable[[], None]) -> None:
-        """`then` comes whatever becomes of it."""
+    def _commit(self, marks: dict[TopicPartition, Mark], then: Callable[[bool], None]) -> None:
+        """`then` is told whether it was answered."""
         mine = {tp: mark for tp, mark in marks.items() if self.membership.has(tp)}
         if not mine:
-            then()
+            then(True)
             return
         message = msgspec.to_builtins(self.membership.commit(mine))
         tries = iter(range(4))
@@ -275,7 +275,7 @@ class Member(Client):
             elif error.retriable and next(tries, None) is not None and not self.is_over:
                 self.after(self.rng.randrange(MS, 200 * MS), again)
                 return
-            then()
+            then(error is None)
 
         def again() -> None:
             self._send(self.membership.coordinator, message, told)
@@ -360,7 +360,14 @@ class Member(Client):
             self._pump()
             self._read(reader)
         else:
-            self._commit({reader.tp: mark}, lambda: self._read(reader))
+
+            def then(done: bool) -> None:
+                if done:
+                    self._read(reader)
+                else:
+                    self.after(self.rng.randrange(100 * MS), self._finish, reader, mark)
+
+            self._commit({reader.tp: mark}, then)
 
     def _out_of_range(self, reader: _Reader, answer: Answer) -> None:
         truth = self.checker.truths[reader.part]
@@ -381,7 +388,7 @@ class Member(Client):
         for reader in self.readers.values():
             reader.going = True
 
-        def go() -> None:
+        def go(_: bool) -> None:
             if self.is_over:
                 return
             self.is_over = True
