@@ -615,10 +615,13 @@ class Log:
             index_interval_bytes=self.config.index_interval_bytes,
         )
 
-    def drop_tombstones(self, end_offset: int) -> CheckpointJob:
-        """Some below `end_offset` are about to go. The job makes that durable: before any of them does."""
-        dropped = max(self.compaction.tombstones_dropped, end_offset)
+    def before_swaps(self, tombstones_dropped: int) -> CheckpointJob:
+        """Batches are about to go, tombstones below `tombstones_dropped` among them. The job makes durable what only
+        they tell: that such are gone, and their epochs, which a start would else find in no batch any more.
+        """
+        dropped = max(self.compaction.tombstones_dropped, tombstones_dropped)
         self.compaction = msgspec.structs.replace(self.compaction, tombstones_dropped=dropped)
+        self._epochs_dirty = True
         return self._planned_checkpoint(twice=True)
 
     def copied_from_compacted(self, end_offset: int) -> None:
