@@ -84,6 +84,7 @@ class Log:
         self._snapshot_due_ns = 0
         self._now_ns = 0
         self._level: Level = "os"
+        self.level_changes = 0
         self._lossy = False
         self._high_watermark = 0  # as last told
         self._checkpointed: Checkpoint | None = None
@@ -492,6 +493,7 @@ class Log:
             f"reported up to {reported}, synced up to {self.synced_end_offset}"
         )
         self._level = level
+        self.level_changes += 1
         # In both generations: the one before must not call durable what the newest, damaged, did not.
         return self._planned_checkpoint(twice=level == "os")
 

@@ -321,6 +321,8 @@ class Checker:
         truth = self.truths[key]
         if replica.log is not log:
             self._opened(process, partition, key, truth, replica)
+        if (partition.counted_by, log.level) == ("os", "disk"):
+            raise Violation(f"I10 {process} {partition.name} counts by os, its log's level is disk")
         high_watermark = partition.high_watermark
         leader = partition.leader
         if leader is not None:
