@@ -147,7 +147,12 @@ class GroupChecker:
         key = (name, member.id)
         one = self.members[key]
         replaced = member.instance in {m.instance for m in new.members.values()} - {""}
-        if key in self._left or not one.host.alive or replaced or self.world.counts.get("faults: wall clock"):
+        if (
+            key in self._left
+            or not one.host.alive
+            or replaced
+            or self.world.counts.get("faults: wall clock")
+        ):
             return
         at_ns = batch.header.append_time_ns - WALL_NS
         heard = self._heard[key]
@@ -230,9 +235,7 @@ class GroupChecker:
                 if (group, member, part) not in self._owned:
                     raise Violation(f"I23 {process} tells {member} of {part}: {result}")
 
-    def check_group_leave(
-        self, process: Process, message: Any, result: Any, asked_ns: int
-    ) -> None:
+    def check_group_leave(self, process: Process, message: Any, result: Any, asked_ns: int) -> None:
         """I23: who was told that he has left is no member."""
         group = self.groups.get(message["group"])
         is_there = group is not None and message["member"] in group.members

@@ -83,7 +83,9 @@ class Host:
     def _exit(self) -> None:
         self.exited = True
         for watcher, descriptor in self.watchers:
-            self.world.after(self.world.rng.randrange(20 * US, 300 * US), _tell, watcher, descriptor)
+            self.world.after(
+                self.world.rng.randrange(20 * US, 300 * US), _tell, watcher, descriptor
+            )
         self.watchers = []
 
     def crash_now(self) -> None:
