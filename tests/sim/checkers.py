@@ -176,20 +176,22 @@ class Checker:
             min(raft.commit_offset, metadata.log.log_end_offset) if dying else raft.commit_offset
         )
         if commit > seen.commit:
-            self._committed(process, seen.commit, commit)
+            self._committed(process, seen.commit, commit, dying=dying)
             seen.commit = commit
         if metadata.image.offset < seen.image:
             raise Violation(f"I2 {process}: image went back to {metadata.image.offset}")
         seen.image = metadata.image.offset
 
-    def _committed(self, process: Process, start: int, end: int) -> None:
+    def _committed(self, process: Process, start: int, end: int, *, dying: bool) -> None:
         assert process.node is not None
-        log = process.node.metadata.log
+        log, terms = process.node.metadata.log, process.node.metadata.raft._terms
         offset = start
         while offset < end:
             data = log.read(offset, max_bytes=1 << 20, end_offset=end)
             view = memoryview(data)
             for position, header in batches.iterate(view):
+                if dying and terms.term_before(header.end_offset) != header.leader_epoch:
+                    return  # it was killed before it had cut what is not the leader's
                 entry = (header.end_offset, header.leader_epoch, header.header_crc)
                 offset = header.end_offset
                 known = self.metadata.get(header.base_offset)

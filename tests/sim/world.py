@@ -102,6 +102,7 @@ class Process:
         )
         world.replaced.discard(self.broker)
         others = tuple(world.brokers)
+        self.began_wall_jump_ns = world.wall_jump_ns  # as its clocks are seen first
         voting = Voting("sim", self.broker, self.incarnation, self.boot_id, others, world.voters)
         endpoints = {"client": f"ipc://c{self.broker}", "peer": f"ipc://p{self.broker}"}
         rng = random.Random(f"{world.seed} {self.broker} {self.incarnation}")
