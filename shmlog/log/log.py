@@ -633,6 +633,15 @@ class Log:
 
     # -- the log's start ------------------------------------------------------------------------------
 
+    @property
+    def copy_start(self) -> int:
+        """Where a copy of this log begins: the log start, or the base of the batch that it lies in."""
+        try:
+            first = next(headers_from(self._segments, self.log_start_offset), None)
+        except NOT_A_BATCH:
+            first = None  # damage: who reads it says so
+        return self.log_start_offset if first is None else min(first.base_offset, self.log_start_offset)
+
     def set_log_start(self, offset: int) -> None:
         """Records below `offset` are gone. The next checkpoint removes the segments wholly below."""
         assert offset <= self.log_end_offset, (offset, self.log_end_offset)
