@@ -336,6 +336,9 @@ class Checker:
                 replica.end = end
                 self._extend(process, partition, key, truth, high_watermark)
         else:
+            if replica.leads and truth.end < high_watermark <= end:
+                # It moved and was deposed in one turn: what all members have stored is committed.
+                self._extend(process, partition, key, truth, high_watermark, replica.epoch)
             replica.leads = False
         if log._generation != replica.generation:
             replica.generation = log._generation
@@ -528,18 +531,26 @@ class Checker:
         self._compare(process, partition, key, replica)
 
     def _extend(
-        self, process: Process, partition: Partition, key: Key, truth: Truth, high_watermark: int
+        self,
+        process: Process,
+        partition: Partition,
+        key: Key,
+        truth: Truth,
+        high_watermark: int,
+        leader_epoch: int | None = None,
     ) -> None:
         """A leader's high watermark has passed what nobody's had."""
         state = self.image.partition(*key)
         if state is None:
             return  # the topic is deleted
+        if leader_epoch is None:
+            leader_epoch = partition.leader_epoch
         for epoch, start, _ in self.begun.get(key, ()):
             # Below it the old epoch's members had it all; a deposed leader may still hear of that.
-            if epoch > partition.leader_epoch and high_watermark > start:
+            if epoch > leader_epoch and high_watermark > start:
                 raise Violation(
                     f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
-                    f"{partition.leader_epoch}, epoch {epoch} starts at {start}"
+                    f"{leader_epoch}, epoch {epoch} starts at {start}"
                 )
         offset = max(truth.end, partition.log.log_start_offset)
         if offset > truth.end:

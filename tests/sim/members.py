@@ -15,7 +15,6 @@ import msgspec
 
 from shmlog.client.membership import Asked, Mark, Membership
 from shmlog.client.session import Backoff, Outcome, error_of
-from shmlog.clock import NS_PER_S
 from shmlog.errors import Code, LeaderUnavailable
 from shmlog.ids import TopicPartition
 from shmlog.protocol.group_messages import CommitAnswer, GroupHeartbeatAnswer
