@@ -340,7 +340,9 @@ class Catalog:
 
     def _raise_level(self, partition: Partition) -> None:
         log = partition.log
-        wanted = partition.config.durability == partition.counted_by == "disk"  # else "os" is on its way
+        wanted = (
+            partition.config.durability == partition.counted_by == "disk"
+        )  # else "os" is on its way
         behind = wanted and log.level == "os"
         if behind and not partition.cutting and log.synced_end_offset == log.log_end_offset:
             self._write_down(partition, log.set_level("disk"))

@@ -433,7 +433,9 @@ class Replication:
                 error = int(Code.OFFSET_OUT_OF_RANGE)
             wants = wanted.can_append and wanted.position < end
             if not error and wants and (first or room > 0):
-                position = max(wanted.position, log_start)  # a read gives the whole batch that it lies in
+                position = max(
+                    wanted.position, log_start
+                )  # a read gives the whole batch that it lies in
                 error, data = self._read_for(partition, key, position, room, first)
         entry = peers.FetchedPartition(
             *key, error, epoch, len(data), high_watermark, log_start, compacted_below

@@ -640,7 +640,11 @@ class Log:
             first = next(headers_from(self._segments, self.log_start_offset), None)
         except NOT_A_BATCH:
             first = None  # damage: who reads it says so
-        return self.log_start_offset if first is None else min(first.base_offset, self.log_start_offset)
+        return (
+            self.log_start_offset
+            if first is None
+            else min(first.base_offset, self.log_start_offset)
+        )
 
     def set_log_start(self, offset: int) -> None:
         """Records below `offset` are gone. The next checkpoint removes the segments wholly below."""
