@@ -231,6 +231,7 @@ def _quiet() -> Options:
         double=0.0,
         shuffle=0.0,
         slow=0.0,
+        groups=False,
     )
 
 
