@@ -311,13 +311,16 @@ class Catalog:
             self.upkeep.written(partition)
             return
 
+        job = log.set_level("os")
+        change = log.level_changes
+
         def written() -> None:
-            if partition.config.durability == "os":
+            if partition.config.durability == "os" and log.level_changes == change:
                 partition.counted_by = "os"
                 if partition.leader is not None and partition.confirmed():
                     self.settled(partition)
 
-        self._write_down(partition, log.set_level("os"), written)
+        self._write_down(partition, job, written)
 
     def _write_down(
         self, partition: Partition, job: CheckpointJob, then: Callable[[], None] = lambda: None
@@ -337,7 +340,10 @@ class Catalog:
 
     def _raise_level(self, partition: Partition) -> None:
         log = partition.log
-        behind = partition.counted_by == "disk" and log.level == "os"
+        wanted = (
+            partition.config.durability == partition.counted_by == "disk"
+        )  # else "os" is on its way
+        behind = wanted and log.level == "os"
         if behind and not partition.cutting and log.synced_end_offset == log.log_end_offset:
             self._write_down(partition, log.set_level("disk"))
 

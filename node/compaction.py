@@ -1,6 +1,6 @@
 """Compaction of the hosted partitions: which one is next, and the swaps of what its pass has made.
 
-    turn, each second: a pass is due --COMPACT--> made --FILES--> its dropped tombstones are written down
+    turn, each second: a pass is due --COMPACT--> made --FILES--> what is dropped, and the epochs, are written down
         --FILES--> open the first new segment, swap it in memory --FILES--> on disk --> the next one --> complete
 
 One pass at a time, each replica for itself. Swaps go from the oldest segment on, so that a tombstone is never gone
@@ -153,10 +153,7 @@ class Compaction:
             self._give_up(under_way)
             return
         under_way.result, under_way.left = result, list(result.made)
-        if not result.tombstones_dropped:
-            self._swap_next(under_way)
-            return
-        job = partition.log.drop_tombstones(result.tombstones_dropped)
+        job = partition.log.before_swaps(result.tombstones_dropped)
         self._workers.submit(Lane.FILES, job.run, partial(self._written_down, under_way, job))
 
     def _written_down(

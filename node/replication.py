@@ -428,11 +428,15 @@ class Replication:
             compacted_below = compaction.compacted_below
             dropped = compaction.tombstones_dropped
             missed = wanted.position < dropped and wanted.tombstones_known < dropped
-            if not error and (missed or not log_start <= wanted.position <= end):
+            gone = wanted.position < log_start and wanted.position < partition.log.copy_start
+            if not error and (missed or gone or wanted.position > end):
                 error = int(Code.OFFSET_OUT_OF_RANGE)
             wants = wanted.can_append and wanted.position < end
             if not error and wants and (first or room > 0):
-                error, data = self._read_for(partition, key, wanted.position, room, first)
+                position = max(
+                    wanted.position, log_start
+                )  # a read gives the whole batch that it lies in
+                error, data = self._read_for(partition, key, position, room, first)
         entry = peers.FetchedPartition(
             *key, error, epoch, len(data), high_watermark, log_start, compacted_below
         )
@@ -482,7 +486,7 @@ class Replication:
                     epoch,
                     list(partition.log.epochs.entries) if good and partition else [],
                     partition.log.log_end_offset if good and partition else -1,
-                    partition.log_start if good and partition else -1,
+                    partition.log.copy_start if good and partition else -1,
                     partition.log.compaction.tombstones_dropped if good and partition else 0,
                 )
             )

@@ -97,8 +97,7 @@ def clean(
         **{name: getattr(task, name) for name in task.__struct_fields__} | {"keys_max": keys_max}
     )
     result = Cleaner(storage, task, lambda size: None).run()
-    if result.tombstones_dropped:
-        log.drop_tombstones(result.tombstones_dropped).run()
+    log.before_swaps(result.tombstones_dropped).run()
     for base, end in result.made[:stop_after]:
         segment = open_cleaned(storage, log.directory, base, end, log.config.index_interval_bytes)
         job = log.swaps.begin(segment)

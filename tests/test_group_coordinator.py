@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from memory_broker import MemoryBroker, NoOthers
 
+from node.core.replica.leader import Leader
 from node.io.liveness import Opened
 from node.io.workers import Lane
 from shmlog.clock import NS_PER_S
@@ -185,6 +186,26 @@ def test_a_silent_member_whose_process_lives_keeps_its_partitions(group: Group) 
         group.broker.turn()
     found = group.ask("describe_group")
     assert [(m["member"], m["pid"], m["stalled"]) for m in found["members"]] == [("a", 100, True)]
+
+
+def test_a_member_that_was_refused_for_want_of_replicas_was_not_silent(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.join("a")
+
+    def pass_seconds(count: int) -> None:
+        for _ in range(count):
+            group.broker.clock.advance(NS_PER_S)
+            group.broker.turn()
+
+    with monkeypatch.context() as few:
+        few.setattr(Leader, "has_minimum", False)
+        pass_seconds(60)
+        assert group.beat("a", 1, {"t": [0, 1, 2, 3]})["error"] == 15
+    pass_seconds(40)
+    assert [m["member"] for m in group.ask("describe_group")["members"]] == ["a"]
+    pass_seconds(10)
+    assert group.ask("describe_group")["error"] == 69
 
 
 def test_a_static_member_has_a_session_to_come_back_and_then_nothing_moves(group: Group) -> None:

@@ -1,7 +1,7 @@
 """Compaction stopped before every single file operation, by kill -9 and by power cut.
 
 Whatever image that leaves opens unaided, holds for every key what was newest, lets no deleted key come back, and
-knows which tombstones are missing. Opened again, or stopped in its own recovery, it comes to the same.
+knows which tombstones are missing, and all epochs. Opened again, or stopped in its own recovery, it comes to the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class World:
         self.log: Log = ls.open_log(self.storage, config=config())
         self.rows: list[cs.Row] = []
         self.written = self.synced = self.sequence = 0
-        self.now_ns = 0
+        self.now_ns = self.epoch = 0
 
     def write(self, count: int) -> None:
         for _ in range(count):
@@ -46,7 +46,9 @@ class World:
                 for _ in range(self.rng.randint(1, 3))
             ]
             self.rows += rows
-            cs.put(self.log, *rows, producer_id=7, producer_epoch=0, base_sequence=self.sequence)
+            self.epoch += self.sequence % 3 == 0
+            producer = {"producer_id": 7, "producer_epoch": 0, "base_sequence": self.sequence}
+            cs.put(self.log, *rows, epoch=self.epoch, **producer)
             self.sequence += len(rows)
             self.written = len(self.rows)
 
@@ -73,6 +75,8 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
     log = ls.open_log(image, config=config(), same_boot=same_boot)
     end = log.log_end_offset
     assert least <= end
+    known = [entry for entry in world.log.epochs.entries if entry[1] < end]
+    assert log.epochs.entries == known
     found = cs.records(log)
     assert all(world.rows[offset] == (key, value) for offset, key, value in found)
     written = [(offset, *row) for offset, row in enumerate(world.rows[:end])]

@@ -456,6 +456,14 @@ def test_a_log_that_begins_anew_takes_over_the_epoch_in_force_there() -> None:
     assert log.epochs.entries == [(3, 50)]
 
 
+def test_a_copy_begins_with_the_batch_that_the_log_start_lies_in() -> None:
+    log = open_log(MemoryStorage())
+    many(log, 3)
+    for start, copy in ((0, 0), (3, 3), (4, 3), (8, 6), (9, 9)):
+        log.set_log_start(start)
+        assert log.copy_start == copy
+
+
 # -- producers ----------------------------------------------------------------------------------------
 
 

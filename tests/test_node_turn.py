@@ -12,7 +12,7 @@ import pytest
 from memory_broker import MemoryBroker
 
 from node.io.workers import Lane
-from shmlog.clock import NS_PER_MS
+from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.protocol import header
 from shmlog.records.builder import build
 from shmlog.ring.layout import RingIdentity, ring_size
@@ -417,6 +417,25 @@ def test_a_turn_is_bounded_in_requests(broker: MemoryBroker) -> None:
         broker.post({"op": "hello"})
     broker.turn()
     assert len(broker.wire.waiting) == 300 - 256
+
+
+def test_a_sync_does_not_take_back_the_level_that_is_on_its_way(broker: MemoryBroker) -> None:
+    broker.create("d", durability="disk")
+    assert broker.produce("d", b"1")["error"] == 0
+    partition = broker.context.partitions["d", 0]
+    broker.workers.held.add(Lane.FILES)
+    broker.ask({"op": "alter_topic", "topic": "d", "set": {"durability": "os"}})
+    broker.post(
+        {"op": "produce", "mode": "simple", "topic": "d", "partition": 0, "count": 1}, b"", b"2"
+    )
+    broker.turn()
+    broker.clock.advance(NS_PER_S)
+    broker.until(lambda: partition.log.synced_end_offset == 2)
+    broker.turn()
+    assert (partition.counted_by, partition.log.level) == ("disk", "os")
+    broker.workers.held.clear()
+    broker.until(lambda: partition.counted_by == "os")
+    assert partition.log.level == "os"  # else a power cut would not make this replica lossy
 
 
 def test_settings_are_changed_whole_or_not_at_all(broker: MemoryBroker) -> None:

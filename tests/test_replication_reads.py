@@ -85,9 +85,18 @@ def test_what_was_read_in_one_epoch_is_not_given_in_another() -> None:
 def test_what_lies_below_the_log_start_now_is_refused_though_it_was_read_before() -> None:
     leader = Leader()
     leader.fetch(1)
-    leader.partition.log_start = 4
+    leader.partition.log_start = leader.partition.log.copy_start = 4
     assert leader.fetch(2) == b""
     assert leader.sent[-1][1].partitions[0].error == Code.OFFSET_OUT_OF_RANGE
+
+
+def test_a_copy_may_begin_below_the_log_start_with_the_batch_that_it_lies_in() -> None:
+    leader = Leader()
+    leader.partition.log_start, leader.partition.log.copy_start = 4, 3
+    assert leader.fetch(2, 2) == b""
+    assert leader.sent[-1][1].partitions[0].error == Code.OFFSET_OUT_OF_RANGE
+    assert leader.fetch(1, 3) == bytes([3]) * 100
+    assert leader.partition.reads == [4]
 
 
 @pytest.mark.parametrize(("theirs", "answered"), [(0, True), (4, False), (-1, False)])

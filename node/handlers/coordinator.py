@@ -83,13 +83,16 @@ class Coordinator:
                 "this broker has just become the group's coordinator",
                 code=Code.COORDINATOR_LOAD_IN_PROGRESS,
             )
-        assert shard.partition.leader is not None
-        if not self._context.has_lease or not shard.partition.leader.has_minimum:
+        if not self._can_store(shard):
             raise LeaderUnavailable(
                 "too few brokers live to store what a group changes",
                 code=Code.COORDINATOR_NOT_AVAILABLE,
             )
         return shard
+
+    def _can_store(self, shard: Shard) -> bool:
+        leader = shard.partition.leader
+        return leader is not None and self._context.has_lease and leader.has_minimum
 
     # -- the turn -------------------------------------------------------------------------------------
 
@@ -225,7 +228,10 @@ class Coordinator:
             if late_ns > PAUSE_NS:
                 for heard in shard.heard.values():
                     heard.at_ns += late_ns
-            elif shard.is_loaded and self._context.has_lease:
+            elif shard.is_loaded and not self._can_store(shard):
+                for heard in shard.heard.values():  # whoever spoke was refused: that was no silence
+                    heard.at_ns, heard.gone_ns = now_ns, heard.gone_ns and now_ns
+            elif shard.is_loaded:
                 self._judge(shard, now_ns)
                 self._expire_offsets(shard)
 

@@ -134,7 +134,7 @@ class CheckpointJob:
             return
         self.files.write(self.value, self.epochs, self.snapshot)
         if self.twice:
-            self.files.write(self.value)
+            self.files.write(self.value, self.epochs)
         for segment in self.removed:
             segment.close()
             segment.unlink()

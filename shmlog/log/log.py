@@ -84,6 +84,7 @@ class Log:
         self._snapshot_due_ns = 0
         self._now_ns = 0
         self._level: Level = "os"
+        self.level_changes = 0
         self._lossy = False
         self._high_watermark = 0  # as last told
         self._checkpointed: Checkpoint | None = None
@@ -492,6 +493,7 @@ class Log:
             f"reported up to {reported}, synced up to {self.synced_end_offset}"
         )
         self._level = level
+        self.level_changes += 1
         # In both generations: the one before must not call durable what the newest, damaged, did not.
         return self._planned_checkpoint(twice=level == "os")
 
@@ -615,10 +617,13 @@ class Log:
             index_interval_bytes=self.config.index_interval_bytes,
         )
 
-    def drop_tombstones(self, end_offset: int) -> CheckpointJob:
-        """Some below `end_offset` are about to go. The job makes that durable: before any of them does."""
-        dropped = max(self.compaction.tombstones_dropped, end_offset)
+    def before_swaps(self, tombstones_dropped: int) -> CheckpointJob:
+        """Batches are about to go, tombstones below `tombstones_dropped` among them. The job makes durable what only
+        they tell: that such are gone, and their epochs, which a start would else find in no batch any more.
+        """
+        dropped = max(self.compaction.tombstones_dropped, tombstones_dropped)
         self.compaction = msgspec.structs.replace(self.compaction, tombstones_dropped=dropped)
+        self._epochs_dirty = True
         return self._planned_checkpoint(twice=True)
 
     def copied_from_compacted(self, end_offset: int) -> None:
@@ -627,6 +632,19 @@ class Log:
             self.compaction = msgspec.structs.replace(self.compaction, compacted_below=end_offset)
 
     # -- the log's start ------------------------------------------------------------------------------
+
+    @property
+    def copy_start(self) -> int:
+        """Where a copy of this log begins: the log start, or the base of the batch that it lies in."""
+        try:
+            first = next(headers_from(self._segments, self.log_start_offset), None)
+        except NOT_A_BATCH:
+            first = None  # damage: who reads it says so
+        return (
+            self.log_start_offset
+            if first is None
+            else min(first.base_offset, self.log_start_offset)
+        )
 
     def set_log_start(self, offset: int) -> None:
         """Records below `offset` are gone. The next checkpoint removes the segments wholly below."""

@@ -30,6 +30,7 @@ from shmlog.records import batch as batches
 from shmlog.records.layout import Flag
 from shmlog.settings import TopicConfig
 
+from .group_checker import GroupAnswer, GroupChecker
 from .ports import WALL_NS
 from .truth import Batch, Replica, Row, Seen, Truth, rows_of
 from .world import Process, Violation, World
@@ -63,6 +64,7 @@ class Checker:
         self._seen: dict[int, Seen] = {}
         self.expected: dict[tuple[bytes, int], Any] = {}  # session, id -> what a client has asked
         self._session_of: dict[bytes, Seen] = {}
+        self.groups: GroupChecker | None = None
         self.checks = 0
         self.hang_ns = 0
 
@@ -138,7 +140,10 @@ class Checker:
         if seen.acks:
             acks, seen.acks = seen.acks, []
             for info, result in acks:
-                self._check_ack(process, info, result)
+                if isinstance(info, GroupAnswer):
+                    info.judge(process, result)
+                else:
+                    self._check_ack(process, info, result)
 
     # -- metadata -------------------------------------------------------------------------------------
 
@@ -171,20 +176,22 @@ class Checker:
             min(raft.commit_offset, metadata.log.log_end_offset) if dying else raft.commit_offset
         )
         if commit > seen.commit:
-            self._committed(process, seen.commit, commit)
+            self._committed(process, seen.commit, commit, dying=dying)
             seen.commit = commit
         if metadata.image.offset < seen.image:
             raise Violation(f"I2 {process}: image went back to {metadata.image.offset}")
         seen.image = metadata.image.offset
 
-    def _committed(self, process: Process, start: int, end: int) -> None:
+    def _committed(self, process: Process, start: int, end: int, *, dying: bool) -> None:
         assert process.node is not None
-        log = process.node.metadata.log
+        log, terms = process.node.metadata.log, process.node.metadata.raft._terms
         offset = start
         while offset < end:
             data = log.read(offset, max_bytes=1 << 20, end_offset=end)
             view = memoryview(data)
             for position, header in batches.iterate(view):
+                if dying and terms.term_before(header.end_offset) != header.leader_epoch:
+                    return  # it was killed before it had cut what is not the leader's
                 entry = (header.end_offset, header.leader_epoch, header.header_crc)
                 offset = header.end_offset
                 known = self.metadata.get(header.base_offset)
@@ -297,6 +304,8 @@ class Checker:
 
     def _lose(self, truth: Truth, offset: int) -> None:
         truth.cut(offset, self.world.now_ns)
+        if self.groups is not None:
+            self.groups.lost(truth)
         self.world.count("losses after a reboot")
         self.world.trace("lost", truth.name, offset)
 
@@ -314,6 +323,8 @@ class Checker:
         truth = self.truths[key]
         if replica.log is not log:
             self._opened(process, partition, key, truth, replica)
+        if (partition.counted_by, log.level) == ("os", "disk"):
+            raise Violation(f"I10 {process} {partition.name} counts by os, its log's level is disk")
         high_watermark = partition.high_watermark
         leader = partition.leader
         if leader is not None:
@@ -325,6 +336,9 @@ class Checker:
                 replica.end = end
                 self._extend(process, partition, key, truth, high_watermark)
         else:
+            if replica.leads and truth.end < high_watermark <= end:
+                # It moved and was deposed in one turn: what all members have stored is committed.
+                self._extend(process, partition, key, truth, high_watermark, replica.epoch)
             replica.leads = False
         if log._generation != replica.generation:
             replica.generation = log._generation
@@ -517,18 +531,26 @@ class Checker:
         self._compare(process, partition, key, replica)
 
     def _extend(
-        self, process: Process, partition: Partition, key: Key, truth: Truth, high_watermark: int
+        self,
+        process: Process,
+        partition: Partition,
+        key: Key,
+        truth: Truth,
+        high_watermark: int,
+        leader_epoch: int | None = None,
     ) -> None:
         """A leader's high watermark has passed what nobody's had."""
         state = self.image.partition(*key)
         if state is None:
             return  # the topic is deleted
+        if leader_epoch is None:
+            leader_epoch = partition.leader_epoch
         for epoch, start, _ in self.begun.get(key, ()):
             # Below it the old epoch's members had it all; a deposed leader may still hear of that.
-            if epoch > partition.leader_epoch and high_watermark > start:
+            if epoch > leader_epoch and high_watermark > start:
                 raise Violation(
                     f"H1 {process} {partition.name}: commits up to {high_watermark} at epoch "
-                    f"{partition.leader_epoch}, epoch {epoch} starts at {start}"
+                    f"{leader_epoch}, epoch {epoch} starts at {start}"
                 )
         offset = max(truth.end, partition.log.log_start_offset)
         if offset > truth.end:
@@ -547,6 +569,8 @@ class Checker:
                 if wrong is not None and not truth.losses:
                     raise Violation(wrong)
                 offset = header.end_offset
+                if self.groups is not None:
+                    self.groups.committed(key, one)
         self.world.trace("hw", truth.name, truth.end)
         minimum = self.image.by_id(key[0]).config.minimum_isr(len(state.replicas))  # type: ignore[union-attr]
         held = 0
@@ -625,6 +649,8 @@ class Checker:
         timeout_ns = header.get("timeout_ms", 30_000) * NS_PER_MS
         seen.opened[received.client, header["id"]] = self.world.now_ns + timeout_ns
         self._session_of[received.client] = seen
+        if self.groups is not None and "group" in header:
+            self.groups.heard(process, header)
 
     def answer(self, process: Process, session: bytes, frames: list[bytes]) -> None:
         seen = self._seen[process.number]
@@ -639,7 +665,7 @@ class Checker:
         if info is not None and not answer["error"]:
             results = answer.get("partitions", [answer])
             for result in results:
-                if not result["error"]:
+                if not result.get("error"):
                     seen.acks.append((info, result))
 
     def session_closed(self, session: bytes) -> None:

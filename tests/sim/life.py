@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from shmlog.clock import NS_PER_MS, NS_PER_S
 from shmlog.settings import ClusterConfig
 
+from . import members
 from .checkers import Checker
 from .workload import Workload
 from .world import Process, Violation, World
@@ -70,13 +71,14 @@ class Options:
     ring_bytes: int
     retention: bool
     compaction: bool
+    groups: bool
 
     def __str__(self) -> str:
         return "\n".join(f"    {f.name}: {getattr(self, f.name)}" for f in fields(self))
 
 
 def options_of(seed: int, *, later: bool = True) -> Options:
-    """The options of a seed; without `later` as they were before there was retention or compaction."""
+    """The options of a seed; without `later` as they were before there was retention, compaction or a group."""
     rng = random.Random(f"options {seed}")
     brokers = rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 3, 4, 5))
     voters = {1: 1, 2: 1, 3: 3, 4: 3, 5: rng.choice((3, 5))}[brokers]
@@ -118,6 +120,7 @@ def options_of(seed: int, *, later: bool = True) -> Options:
         ring_bytes=rng.choice((0, 256 << 10)),
         retention=retention,
         compaction=later and random.Random(f"compaction {seed}").random() < 0.4,
+        groups=later and random.Random(f"groups {seed}").random() < 0.4,
     )
 
 
@@ -146,6 +149,7 @@ class Life:
         settings = ClusterConfig(
             replica_lag_time_max=o.lag_ms,
             recovery_wait=o.recovery_wait_ms,
+            **(members.settings_of(seed) if o.groups else {}),
         )
         defaults = {
             "segment_bytes": 64 << 10,
@@ -168,6 +172,7 @@ class Life:
         load.changes = o.changes
         load.retention = random.Random(f"rules {seed}") if o.retention else None
         load.compaction = random.Random(f"keys {seed}") if o.compaction else None
+        self.groups = members.Groups(load) if o.groups else None
         self.trouble = True
 
     # -- phases ---------------------------------------------------------------------------------------
@@ -178,6 +183,8 @@ class Life:
         for broker in world.brokers:
             world.start(broker)
         self.load.start()
+        if self.groups is not None:
+            self.groups.start()
         begin_ns = self.rng.choice((0, 800 * MS, 1500 * MS))
         if o.faults:
             world.after(begin_ns + 1, self._fault)
@@ -188,8 +195,12 @@ class Life:
         self._await(HEAL_NS, "L3", lambda: self._first(self.load.unresolved()))
         self.load.read_again()
         self._await(HEAL_NS, "L4", lambda: self._first(self.load.unread()))
+        if self.groups is not None:
+            self._await(HEAL_NS, "L6", self.groups.why_not_done)
         self._await(HEAL_NS, "L1 L2 L4 L5", self._why_not_over)
         self.checker.final()
+        if self.groups is not None:
+            self.groups.checker.final()
         self.checker.check_overdue(2 * NS_PER_S)
         self.load.check_history()
 
@@ -242,6 +253,8 @@ class Life:
         for disk in world.disks.values():
             disk.is_low = False
         world.supervisor.come_back()
+        if self.groups is not None:
+            self.groups.heal()
         for process in world.living():
             process.countdown = None
             process.blocked_until_ns = 0
@@ -355,6 +368,8 @@ class Life:
 
     def _reboot(self) -> None:
         self.world.reboot()
+        if self.groups is not None:
+            self.groups.rebooted()
 
     def _slow_disk(self) -> None:
         broker = self.rng.choice(self.world.brokers)

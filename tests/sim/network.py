@@ -92,7 +92,7 @@ class Link:
     def _arrive(self, frames: list[bytes]) -> None:
         process = self.process
         if process.alive and not process.wire.closed:
-            process.wire.requests.append(Received(self.session, frames))
+            process.wire.requests.append(Received(self.session, frames, self.client.pid))
             process.wake()
 
     def to_client(self, frames: list[bytes]) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 from node import compaction, replication
 from node.catalog import Catalog
 from node.core.cluster import elections, replicas
+from node.core.groups.group import Group
 from node.core.raft.raft import HardState, Raft
 from node.core.replica import follower as following
 from node.core.replica import isr as rules
 from node.core.replica.follower import Follower, State, Truncation
 from node.core.replica.isr import Replica
 from node.core.replica.leader import Leader
+from node.handlers.coordinator import Coordinator
 from node.handlers.produce import ProduceWait
+from node.handlers.shard import Shard, _Stored
 from node.metadata import Metadata
 from node.partition import Partition
 from shmlog.log import cleaner
@@ -503,3 +506,75 @@ def _missed_deletes() -> list[tuple[Any, str, Any]]:
         (following, "is_stale", lambda *args: False),
         (Leader, "lowest_end", property(lambda self: 1 << 60)),
     ]
+
+
+# -- groups ---------------------------------------------------------------------------------------
+
+
+@_bug("I24", "a group's change is answered before it is committed")
+def _group_answered_early() -> list[tuple[Any, str, Any]]:
+    def resume(self: Any) -> None:
+        if self._shard.leads:
+            self._exchange.answer(self._message)
+        else:
+            self._exchange.fail(self._shard.not_coordinator())
+
+    return [(_Stored, "resume", resume)]
+
+
+@_bug("I24", "who is no member, or has lost the partition, commits")
+def _fenced_commits() -> list[tuple[Any, str, Any]]:
+    def commit(self: Group, member: Any, epoch: int, part: Any, offset: Any) -> None:
+        self.set_offset(part, offset)
+
+    return [
+        (Group, "check_commit", lambda self, member, epoch: self.members.get(member)),
+        (Group, "commit", commit),
+    ]
+
+
+@_bug("I24", "a commit that comes late takes the offset back")
+def _late_commits() -> list[tuple[Any, str, Any]]:
+    original = Group.commit
+
+    def commit(self: Group, member: Any, epoch: int, part: Any, offset: Any) -> None:
+        if part in self.offsets:
+            self.offsets[part] = replace(self.offsets[part], number=-1)
+        original(self, member, epoch, part, offset)
+
+    return [(Group, "commit", commit)]
+
+
+@_bug("I23", "a partition is given on before its owner has released it")
+def _given_before_released() -> list[tuple[Any, str, Any]]:
+    original = Group.settle
+
+    def settle(self: Group, now_ns: int = 0) -> None:
+        for member in self.members.values():
+            target = self.target.get(member.id, set())
+            for part in [p for p in member.assigned if p not in target]:
+                del member.assigned[part]
+        original(self, now_ns)
+
+    return [(Group, "settle", settle)]
+
+
+@_bug("I24", "a coordinator answers before it has read its shard")
+def _shard_not_read() -> list[tuple[Any, str, Any]]:
+    def load(self: Shard, now_ns: int) -> bool:
+        self.is_loaded, self.end = True, self.partition.log.log_end_offset
+        return True
+
+    return [(Shard, "load", load)]
+
+
+@_bug("I27", "a new coordinator takes members that it has not heard yet for silent")
+def _unheard_are_silent() -> list[tuple[Any, str, Any]]:
+    original = Coordinator._loaded
+
+    def loaded(self: Coordinator, shard: Shard, now_ns: int) -> None:
+        original(self, shard, now_ns)
+        for heard in shard.heard.values():
+            heard.at_ns, heard.is_watched = 0, False
+
+    return [(Coordinator, "_loaded", loaded)]

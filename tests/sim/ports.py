@@ -282,7 +282,12 @@ class Kernel:
         return descriptor
 
     def open_process(self, pid: int) -> Opened | None:
-        return None
+        found = self._world.hosts.get(pid)
+        if found is None or found.exited:
+            return None
+        descriptor = next(self._world.numbers)
+        found.watchers.append((self._process, descriptor))
+        return Opened(descriptor, found.started)
 
     def close(self, descriptor: int) -> None:
         pass

@@ -102,6 +102,7 @@ class Process:
         )
         world.replaced.discard(self.broker)
         others = tuple(world.brokers)
+        self.began_wall_jump_ns = world.wall_jump_ns  # as its clocks are seen first
         voting = Voting("sim", self.broker, self.incarnation, self.boot_id, others, world.voters)
         endpoints = {"client": f"ipc://c{self.broker}", "peer": f"ipc://p{self.broker}"}
         rng = random.Random(f"{world.seed} {self.broker} {self.incarnation}")
@@ -287,6 +288,7 @@ class Process:
 
 
 def _tell(watcher: Process, descriptor: int) -> None:
+    """A pidfd is readable."""
     if watcher.alive and descriptor in watcher.wire.watched:
         watcher.wire.readable.add(descriptor)
         watcher.wake()
@@ -359,6 +361,7 @@ class World:
         self.registry: dict[int, Process] = {}
         self.processes: dict[int, Process] = {}
         self.links: dict[bytes, Link] = {}
+        self.hosts: dict[int, Any] = {}  # processes of group members, by pid
         self.network = Network(self)
         self.supervisor = Supervisor(self)
         self.sync_ns = MS
