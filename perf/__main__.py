@@ -5,22 +5,28 @@ consume    records per second of one reader, by ring and by socket, as bytes, ba
 latency    from a record's intended time to its reader, open loop
 startup    from start to ready and to the first ack, memory, and CPU of idle brokers
 failover   kill -9 and SIGSTOP of the leader under load: the silence at the client, what was lost, the time line
+groups     many groups over one topic, what readers cost a broker, first join and death to first record
 writeback  three brokers write to one disk until the kernel throttles: elections, longest turns
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 
 from perf import harness, yardsticks
 from perf.failover import failover
+from perf.groups import groups
 from perf.latency import latency
 from perf.startup import startup
 from perf.throughput import consume, produce
 from perf.writeback import writeback
 
-_QUESTIONS = {f.__name__: f for f in (produce, consume, latency, startup, failover, writeback)}
+_QUESTIONS = {
+    f.__name__: f for f in (produce, consume, latency, startup, failover, writeback, groups)
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Ask one question."""
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clusters are stopped and removed
     before = {} if arguments.no_yardsticks else yardsticks.measure(tempfile.gettempdir())
     rows = _QUESTIONS[arguments.question](arguments)
     harness.report(arguments.question, rows, arguments.out, before)

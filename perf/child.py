@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from perf.histogram import Histogram
+from perf.members import follow, pour, read_all, tell
 from perf.writers import write_bare, write_python
 from shmlog import process
 from shmlog.client.consumer import Consumer
@@ -195,7 +196,20 @@ def press(where: str, size: int) -> None:
 
 _TASKS: dict[str, Any] = {
     f.__name__: f
-    for f in (produce, consume, verify, generate, receive, press, write_python, write_bare)
+    for f in (
+        produce,
+        consume,
+        verify,
+        generate,
+        receive,
+        press,
+        write_python,
+        write_bare,
+        read_all,
+        follow,
+        pour,
+        tell,
+    )
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Processes that read in groups: `python -m perf.child NAME`, see perf/groups.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shmlog import process
+from shmlog.client.consumer import Consumer
+from shmlog.client.producer import Producer
+from shmlog.ids import TopicPartition
+
+
+def _say(**fields: Any) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def read_all(where: str, topic: str, group: str) -> None:
+    """Everything, as the only member of a group: counts, and a checksum of each partition in its order."""
+    sums: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    in_order = True
+    with Consumer(topic, where=where, group=group, stop="latest") as consumer:
+        _say(ready=True)
+        sys.stdin.readline()
+        cpu, began = process.cpu_seconds(), time.monotonic_ns()
+        for batch in consumer.batches():
+            partition = batch.partition
+            in_order &= batch.base_offset == ends.get(partition, 0)
+            ends[partition] = batch.end_offset
+            for value in batch.raw_values:
+                sums[partition] = zlib.crc32(value or b"", sums.get(partition, 0))
+        seconds = (time.monotonic_ns() - began) / 1e9
+    sums = dict(sorted(sums.items()))
+    _say(
+        seconds=seconds, records=sum(ends.values()), in_order=in_order,
+        sums=list(sums.values()), cpu_seconds=process.cpu_seconds() - cpu,
+    )  # fmt: skip
+
+
+def follow(where: str, topic: str, group: str | None) -> None:
+    """What comes, by ring, until told to stop; in a group of its own, or in none."""
+    records = 0
+    options: dict[str, Any] = {"start": "latest"} if group is None else {"group": group}
+    with Consumer(topic, where=where, **options) as consumer:
+        _say(ready=True)
+        for batch in consumer.batches(timeout=0.2):
+            records += len(batch)
+            if not len(batch) and records:
+                break
+    _say(records=records)
+
+
+def pour(where: str, topic: str, partitions: int, rate: int, seconds: float, size: int) -> None:
+    """Records at a steady rate, 100 slices a second, spread over the partitions."""
+    slice_count = max(1, rate // 100)
+    values = [bytes(size)] * slice_count
+    with Producer(where=where) as producer:
+        _say(ready=True)
+        sys.stdin.readline()
+        began = time.monotonic()
+        for number in range(int(seconds * 100)):
+            producer.send_many(topic, values, partition=number % partitions)
+            time.sleep(max(0.0, began + (number + 1) / 100 - time.monotonic()))
+        producer.flush()
+        _say(seconds=time.monotonic() - began)
+
+
+def tell(where: str, topic: str, group: str) -> None:
+    """A member that tells which partitions it gets, and when the first record of each has come."""
+    fresh: set[int] = set()
+
+    def assigned(partitions: Sequence[TopicPartition]) -> None:
+        fresh.update(tp.partition for tp in partitions)
+        _say(assigned=[tp.partition for tp in partitions], at_ns=time.monotonic_ns())
+
+    with Consumer(topic, where=where, group=group, reset="latest", on_assign=assigned) as consumer:
+        for batch in consumer.batches():
+            if batch.partition in fresh:
+                fresh.discard(batch.partition)
+                _say(first=batch.partition, at_ns=time.monotonic_ns())
+
+
+def mean_and_tail(values: list[float]) -> dict[str, float]:
+    """p50, p90 and the largest."""
+    p50, p90, most = np.percentile(values, (50, 90, 100))
+    return {"p50 ms": float(p50), "p90 ms": float(p90), "max ms": float(most)}
