@@ -9,7 +9,8 @@ death      kill -9 of one of two members: until the other one has the first reco
 from __future__ import annotations
 
 import argparse
-import select
+import contextlib
+import threading
 import time
 from typing import Any
 
@@ -119,51 +120,53 @@ def _joins(made: Cluster, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Told:
-    """A member's process, and what it has told."""
+    """A member's process, and what it has told: when the first record of each partition that it got has come."""
 
     def __init__(self, made: Cluster, topic: str) -> None:
         self.child = Child("tell", where=str(made.dir), topic=topic, group="deaths")
-        self.has: set[int] = set()
         self.first: dict[int, int] = {}
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def take_in(self, timeout_s: float) -> None:
-        """Its next line, if one comes in time."""
-        stream = self.child._process.stdout
-        if not select.select([stream], [], [], timeout_s)[0]:
-            return
-        said = self.child.line()
-        if "assigned" in said:
-            self.has |= set(said["assigned"])
-        else:
-            self.first[said["first"]] = said["at_ns"]
+    def _listen(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it has been killed
+            while True:
+                said = self.child.line()
+                self.first[said["first"]] = said["at_ns"]
+
+    def wait_for(self, count: int, since_ns: int) -> list[int]:
+        """Until the first records of so many partitions have come since then; when they did, sorted."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while len(found := [at for at in self.first.copy().values() if at >= since_ns]) < count:
+            if time.monotonic() > deadline:
+                raise SystemExit(
+                    f"{count} partitions did not come in {_PATIENCE_S} s: {self.first}"
+                )
+            time.sleep(0.002)
+        return sorted(found)
 
 
 def _deaths(made: Cluster, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     create_topic(made, "deaths", PARTITIONS)
     trials = max(2, int(30 * arguments.scale))
     # More slices than trials take time: every partition has a record each 80 ms.
-    poured = _pour(made, "deaths", 20_000, 4.0 * trials + 20, arguments.size)
+    children = [_pour(made, "deaths", 20_000, 600, arguments.size)]
     any_of, all_of = [], []
     survivor = _Told(made, "deaths")
-    for _ in range(trials):
-        victim = _Told(made, "deaths")
-        deadline = time.monotonic() + _PATIENCE_S
-        while len(victim.first) < PARTITIONS // 2:
-            victim.take_in(0.05)
-            if time.monotonic() > deadline:
-                raise SystemExit("no balance came about")
-        moving, at_ns = set(victim.first), time.monotonic_ns()
-        victim.child.kill()
-        survivor.first.clear()
-        while not moving <= {p for p, first in survivor.first.items() if first >= at_ns}:
-            survivor.take_in(0.05)
-            if time.monotonic() > deadline:
-                raise SystemExit(f"partitions {moving} did not move: {survivor.first}")
-        moved = [(survivor.first[p] - at_ns) / 1e6 for p in moving]
-        any_of.append(min(moved))
-        all_of.append(max(moved))
-    survivor.child.kill()
-    poured.kill()
+    children.append(survivor.child)
+    try:
+        survivor.wait_for(PARTITIONS, 0)
+        for _ in range(trials):
+            victim = _Told(made, "deaths")
+            children.append(victim.child)
+            count = len(victim.wait_for(PARTITIONS // 2, 0))
+            at_ns = time.monotonic_ns()
+            victim.child.kill()
+            moved = survivor.wait_for(count, at_ns)
+            any_of.append((moved[0] - at_ns) / 1e6)
+            all_of.append((moved[-1] - at_ns) / 1e6)
+    finally:
+        for child in children:
+            child.kill()
     return [
         {"what": "death to first record of any", "trials": trials, **mean_and_tail(any_of)},
         {"what": "death to first record of all", "trials": trials, **mean_and_tail(all_of)},

@@ -73,12 +73,11 @@ def pour(where: str, topic: str, partitions: int, rate: int, seconds: float, siz
 
 
 def tell(where: str, topic: str, group: str) -> None:
-    """A member that tells which partitions it gets, and when the first record of each has come."""
+    """A member that tells when the first record of each partition that it gets has come."""
     fresh: set[int] = set()
 
     def assigned(partitions: Sequence[TopicPartition]) -> None:
         fresh.update(tp.partition for tp in partitions)
-        _say(assigned=[tp.partition for tp in partitions], at_ns=time.monotonic_ns())
 
     with Consumer(topic, where=where, group=group, reset="latest", on_assign=assigned) as consumer:
         for batch in consumer.batches():
