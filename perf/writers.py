@@ -28,6 +28,7 @@ from shmlog import directory, process
 from shmlog.client.delivery import Delivery
 from shmlog.client.producer import Producer
 from shmlog.errors import ShmlogError
+from shmlog.sockets import LINGER_MS
 
 NUMBER = struct.Struct("<q")
 ACK_TIMEOUT_S = 0.4
@@ -136,7 +137,8 @@ class _Wire:
             if entry is None or dead is None:
                 return None
             socket = self._context.socket(zmq.DEALER)
-            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.LINGER, LINGER_MS)
+            socket.setsockopt(zmq.RECONNECT_IVL, 10 * LINGER_MS)  # after the close
             socket.connect(entry.endpoints["client"])
             self._open[broker] = socket, dead
         return self._open[broker]
@@ -145,7 +147,7 @@ class _Wire:
         """Nothing that is queued in this socket may be delivered later."""
         if broker in self._open:
             socket, dead = self._open.pop(broker)
-            socket.close(0)
+            socket.close()
             os.close(dead)
 
     def ask(self, broker: int, header: dict[str, Any], frames: list[bytes]) -> dict[str, Any]:

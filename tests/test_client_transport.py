@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,17 @@ def test_what_is_sent_to_the_dead_is_lost_at_once(served: Served) -> None:
     served.transport.send(served.endpoint, [b"again"])
     assert served.transport.poll(10**10) == [Event(served.endpoint, None, dead)]
     assert served.endpoint not in served.transport.endpoints
+
+
+def test_a_death_in_the_middle_of_a_message_does_not_take_the_client_along(tmp_path: Path) -> None:
+    # libzmq aborts the process whose socket is closed with linger 0 then: shmlog/sockets.py.
+    program = Path(__file__).with_name("half_written.py")
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "s"],
+        env={**os.environ, "PYTHONPATH": str(program.parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "25 lives\n"), done.stderr

@@ -36,6 +36,7 @@ from shmlog.clock import NS_PER_S, Clock
 from shmlog.errors import Code
 from shmlog.log.storage import Buffer
 from shmlog.protocol import header
+from shmlog.sockets import LINGER_MS
 
 FRAME_SIZE_MAX = 16 << 20
 PIPE_MESSAGES = 64
@@ -174,7 +175,7 @@ class ZmqWire:
     def _router(self, **options: int) -> Any:
         socket: Any = self._context.socket(zmq.ROUTER)
         common = {
-            "LINGER": 0,
+            "LINGER": LINGER_MS,
             "RCVHWM": 1000,
             "MAXMSGSIZE": FRAME_SIZE_MAX,
             "BACKLOG": 1024,
@@ -223,7 +224,7 @@ class ZmqWire:
 
     def _dial(self, broker: int) -> None:
         dealer: Any = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.LINGER, LINGER_MS)
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.SNDHWM, PEER_MESSAGES)
         dealer.setsockopt(zmq.RECONNECT_IVL, PEER_RECONNECT_MS)
@@ -232,7 +233,7 @@ class ZmqWire:
         self._dealers[broker] = dealer
 
     def reset_peer(self, broker: int) -> None:
-        self._dealers.pop(broker).close(0)
+        self._dealers.pop(broker).close()
         self._dial(broker)
 
     def receive(self) -> Received | None:
@@ -330,7 +331,7 @@ class ZmqWire:
 
     def close(self) -> None:
         for socket in (self._socket, self._peer_socket, *self._dealers.values()):
-            socket.close(0)
+            socket.close()
         self._context.term()
         for endpoint in (self._endpoint, self._peer_endpoint):
             _remove(endpoint)

@@ -6,10 +6,10 @@ One DEALER per endpoint, without identity, and one monitor beside it. What libzm
                  our own backlog waits here                                          |
                  socket and backlog thrown away, one event with `frames` None  <-----+
 
-A lost connection is reported once and its socket is closed at once, so nothing that was queued in
-it can be delivered later to a restarted broker behind the session's back. Every request in flight
-there has an unknown fate; the session decides what to send again. The next `send` makes a new
-socket.
+A lost connection is reported once and its socket is closed at once. With IMMEDIATE, libzmq drops
+what was queued in it, so nothing is delivered later to a restarted broker behind the session's back.
+Every request in flight there has an unknown fate; the session decides what to send again. The next
+`send` makes a new socket.
 
 Where the process behind an endpoint can be watched, its pidfd stands beside the sockets: its death
 is an event of its own, whether the loss of the connection was told before or not. A watch outlives
@@ -43,6 +43,7 @@ import zmq
 
 from shmlog.client.bootstrap import Watch
 from shmlog.clock import NS_PER_MS
+from shmlog.sockets import LINGER_MS
 
 _MESSAGES_PER_TURN = 64  # of one connection, so that a busy one does not starve the others
 _TROUBLE = (
@@ -209,7 +210,7 @@ class Transport:
 
     def _connect(self, endpoint: str) -> _Link:
         socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the credits of the layers above
         socket.setsockopt(zmq.RCVHWM, 0)
@@ -299,4 +300,4 @@ class Transport:
             self._epoll.unregister(fd)  # libzmq closes it later, in a thread of its own
         link.socket.disable_monitor()
         link.monitor.close(0)
-        link.socket.close(0)
+        link.socket.close()
