@@ -6,4 +6,4 @@ longer be read from a pipe that was cut short. That is just what a `kill -9` of 
 about. With a little linger the pipe is readable until the break is seen.
 """
 
-LINGER_MS = 100  # above any delay of libzmq's thread; a close waits for it only if something is unsent
+LINGER_MS = 100  # above any delay of libzmq's thread; only what is unsent makes a close wait
