@@ -31,7 +31,10 @@ from shmlog.clock import Clock
 from shmlog.log.log import OPEN_FILES_MAX
 from shmlog.log.storage import Storage
 from shmlog.protocol import peers
+from shmlog.ring.posix import DESCRIPTORS
 from shmlog.settings import ClusterConfig
+
+FILES_MAX = OPEN_FILES_MAX + DESCRIPTORS  # of one partition with a ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Node:
             same_boot=start.same_boot,
             clean=start.clean,
             replaced=start.replaced,
-            replicas_max=min(REPLICAS_MAX, max(1, start.files_max // OPEN_FILES_MAX)),
+            replicas_max=min(REPLICAS_MAX, max(1, start.files_max // FILES_MAX)),
         )
         self.metadata.check_cluster()
         self.context = Context(

@@ -33,6 +33,7 @@ from shmlog.clock import NS_PER_MS, SYSTEM_CLOCK
 from shmlog.errors import InvalidConfig
 from shmlog.log.os_storage import OsStorage
 from shmlog.log.storage import Storage
+from shmlog.ring.posix import DESCRIPTORS
 
 RESERVE_BYTES = 1 << 20
 SWITCH_INTERVAL_S = 0.0005  # the default hand-over of the GIL is up to 5 ms: 40 times a sync
@@ -144,7 +145,10 @@ class Broker:
 
     def _log_files(self) -> int:
         partitions = self._node.context.partitions.values()
-        return self._node.metadata.log.open_files + sum(p.log.open_files for p in partitions)
+        files = sum(
+            p.log.open_files + DESCRIPTORS * (p.window.memory is not None) for p in partitions
+        )
+        return self._node.metadata.log.open_files + files
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises OSError: a write or sync failed, the broker must end."""

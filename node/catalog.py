@@ -28,7 +28,7 @@ from node.core.cluster.image import Image, PartitionRecord, Topic
 from node.core.replica.follower import Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader, Proposal
-from node.handlers.exchange import COMMITTED, METADATA, STORED, Context
+from node.handlers.exchange import COMMITTED, LEADERSHIP, METADATA, STORED, Context
 from node.io.compactor import Compactor
 from node.io.workers import Lane, Workers, is_no_space
 from node.partition import Partition
@@ -438,7 +438,7 @@ class Catalog:
         self._wake_all(partition)
 
     def _wake_all(self, partition: Partition) -> None:
-        for channel in (STORED, COMMITTED):
+        for channel in (STORED, COMMITTED, LEADERSHIP):
             for waiter in self._context.purgatory.drop_key((partition, channel)):
                 waiter.resume()
 

@@ -83,11 +83,16 @@ def _fan_out(made: Cluster, arguments: argparse.Namespace) -> list[dict[str, Any
 def _readers(made: Cluster, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     seconds = max(1.0, 10 * arguments.scale)
+    topic = "readers"
+    create_topic(made, topic, PARTITIONS)
+    warm = _pour(
+        made, topic, RATE, 2, arguments.size
+    )  # making the rings costs the broker more than all that follows
+    warm.line()
+    warm.end()
     for in_groups in (False, True):
         for count in (0, 1, 2, 5, 10):
-            topic = f"r{count}{'g' if in_groups else ''}"
-            create_topic(made, topic, PARTITIONS)
-            names = [f"{topic}-{n}" if in_groups else None for n in range(count)]
+            names = [f"r{count}-{n}" if in_groups else None for n in range(count)]
             readers = [Child("follow", where=str(made.dir), topic=topic, group=n) for n in names]
             for reader in readers:
                 reader.line()

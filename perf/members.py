@@ -45,10 +45,13 @@ def read_all(where: str, topic: str, group: str) -> None:
 
 
 def follow(where: str, topic: str, group: str | None) -> None:
-    """What comes, by ring, until told to stop; in a group of its own, or in none."""
+    """What comes from now on, by ring, until nothing comes; in a group of its own, or in none."""
     records = 0
-    options: dict[str, Any] = {"start": "latest"} if group is None else {"group": group}
-    with Consumer(topic, where=where, **options) as consumer:
+    policy = "start" if group is None else "reset"
+    with Consumer(topic, where=where, group=group, **{policy: "latest"}) as consumer:
+        for _ in consumer.batches(timeout=0.05):
+            if consumer.assignment:
+                break  # and it knows where its partitions end
         _say(ready=True)
         for batch in consumer.batches(timeout=0.2):
             records += len(batch)

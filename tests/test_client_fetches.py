@@ -225,6 +225,22 @@ def test_readers_at_their_rings_end_share_one_wake_up_call() -> None:
     assert len(fetches.requests(NOW)) == 1
 
 
+def test_readers_that_all_hear_a_doorbell_leave_the_news_to_it() -> None:
+    other = TopicPartition("t", 1)
+    fetches = make(TP, other)
+    rings = [Ring(), Ring()]
+    for reader, ring in zip(fetches.readers.values(), rings, strict=True):
+        reader.caught_up = True
+        reader.tail = ring.tail
+    ((_, message, on_done),) = fetches.requests(NOW)
+    assert not message.doorbell
+    on_done(ok(entries=[entry()]), NOW)
+    for ring in rings:
+        ring.tail._bell = 1
+    ((_, message, _),) = fetches.requests(NOW)
+    assert (message.doorbell, message.max_bytes) == (True, 0)
+
+
 class Ring:
     """A small ring in this process, with its writer and a tail on it."""
 

@@ -115,6 +115,7 @@ def test_the_drawing_agrees_with_the_constants() -> None:
         "heartbeat": 8 * L.HEARTBEAT,
         "sealed": 8 * L.SEALED,
         "index_count": 8 * L.INDEX_COUNT,
+        "bell": 8 * L.BELL,
         "base offsets": L.INDEX_OFFSETS,
         "positions": L.INDEX_POSITIONS,
     }

@@ -172,4 +172,5 @@ class Context:
     coordinator: Coordinator = field(init=False, repr=False)  # bound likewise
 
 
-STORED, COMMITTED, METADATA = "stored", "committed", "metadata"
+# What one waits for at a partition: its ends; or, LEADERSHIP, only what becomes of it, which `drop_key` tells.
+STORED, COMMITTED, LEADERSHIP, METADATA = "stored", "committed", "leadership", "metadata"

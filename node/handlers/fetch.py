@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from node.handlers.exchange import COMMITTED, Context, Exchange, error_fields
+from node.handlers.exchange import COMMITTED, LEADERSHIP, Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
 from node.partition import Partition
 from shmlog.clock import NS_PER_MS
@@ -58,25 +58,21 @@ class FetchWait:
 
     def _look(self, *, last: bool) -> None:
         request = self._request
+        entries: Sequence[FetchPartition | FetchSimple]
         if isinstance(request, FetchSimple):
-            answered = self._look_simple(request, last=last)
-            names = [(request.topic, request.partition, request.offset)]
+            entries, answered = [request], self._look_simple(request, last=last)
+            channel = COMMITTED
         else:
-            answered = self._look_fast(request, last=last)
-            names = [(e.topic, e.partition, e.offset) for e in request.partitions]
+            entries, answered = request.partitions, self._look_fast(request, last=last)
+            channel = LEADERSHIP if request.doorbell else COMMITTED
         if answered:
             return
-        keys = {
-            (self._context.partitions[topic, index], COMMITTED): self._next_threshold(
-                self._context.partitions[topic, index], offset
-            )
-            for topic, index, offset in names
-        }
+        keys = {}
+        for entry in entries:
+            partition = self._context.partitions[entry.topic, entry.partition]
+            # With min_bytes above one, what is there already did not suffice: wait for more than that.
+            keys[partition, channel] = max(entry.offset, partition.high_watermark) + 1
         self._context.purgatory.wait(self, keys.items(), self._deadline_ns)
-
-    def _next_threshold(self, partition: Partition, offset: int) -> int:
-        # With min_bytes above one, what is there already did not suffice: wait for more than that.
-        return max(offset, partition.high_watermark) + 1
 
     def _size_wanted(self, entries: Sequence[FetchPartition | FetchSimple], budget: int) -> int:
         limits = sum(min(entry.max_bytes, budget) for entry in entries)
@@ -130,7 +126,7 @@ class FetchWait:
                 frames.append(data)
                 total += len(data)
             elif isinstance(result, FetchDiverged) or (
-                wake_up and result.high_watermark > wanted.offset
+                wake_up and not request.doorbell and result.high_watermark > wanted.offset
             ):
                 news = True
         enough = total >= max(1, wanted_size) or (
@@ -344,4 +340,8 @@ def fetch_fast(
         raise InvalidRequest(f"a fetch has no frames, this one has {len(frames)}")
     if len(request.partitions) > _ENTRIES_MAX:
         raise InvalidRequest(f"{len(request.partitions)} partitions: at most {_ENTRIES_MAX}")
+    if request.doorbell and request.max_bytes:
+        raise InvalidRequest(
+            "a fetch that leaves the news to the doorbell brings none: max_bytes must be 0"
+        )
     FetchWait(context, exchange, request).resume()

@@ -768,7 +768,9 @@ class Consumer:
         )
         if reader.leader_epoch >= 0 and reader.checked_epoch < leader.epoch:
             return None  # a new leader: may its log lack what was read? A fetch asks that first
-        tail = ring_tail.attach(identity, check_crcs=self._check_crcs)
+        tail = ring_tail.attach(
+            identity, check_crcs=self._check_crcs, bells=self._engine.check().doorbells
+        )
         if tail is None:
             return None
         newer = reader.leader_epoch >= 0 and reader.checked_epoch < tail.leader_epoch

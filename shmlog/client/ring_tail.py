@@ -10,6 +10,7 @@ ended.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from shmlog.records.header import (
 )
 from shmlog.records.layout import HEADER, HEADER_SIZE
 from shmlog.ring import posix
+from shmlog.ring.doorbell import Doorbells
 from shmlog.ring.layout import RingIdentity, ring_name
 from shmlog.ring.reader import RingMismatch, RingReader
 
@@ -50,13 +52,34 @@ class Piece(NamedTuple):
 class RingTail:
     """A place in a ring, moving with the reader's offset."""
 
-    def __init__(self, identity: RingIdentity, reader: RingReader, *, check_body: bool) -> None:
+    def __init__(
+        self,
+        identity: RingIdentity,
+        reader: RingReader,
+        *,
+        check_body: bool,
+        bells: Doorbells | None = None,
+    ) -> None:
         self.identity = identity
         self._reader = reader
+        self._bells = bells
+        self._bell = self._listen()
         self._check_body = check_body
         self._position = -1
         self._offset = -1  # of the batch that begins at the position, once it is known
         self._epoch = -1
+
+    def _listen(self) -> int:
+        """The number of the watch at the ring's doorbell; -1: none is to be had."""
+        if self._bells is not None:
+            with contextlib.suppress(OSError):  # its name is gone, or the user has too many watches
+                return self._bells.watch(ring_name(self.identity))
+        return -1
+
+    @property
+    def has_doorbell(self) -> bool:
+        """Does news of the ring end the sleep of this client?"""
+        return self._bell >= 0
 
     @property
     def sealed(self) -> bool:
@@ -89,8 +112,11 @@ class RingTail:
         return self._reader.still_valid(position)
 
     def close(self) -> None:
-        """Let the ring go; views handed out stay readable."""
+        """Let the ring go; views handed out stay readable. May be called twice."""
         self._reader.close()
+        if self._bells is not None and self._bell >= 0:
+            self._bells.unwatch(self._bell)
+            self._bell = -1
 
     def _seek(self, offset: int) -> bool:
         """Move to the batch that holds `offset` or begins there."""
@@ -189,10 +215,13 @@ class RingTail:
         )
 
 
-def attach(identity: RingIdentity, *, check_crcs: bool | None) -> RingTail | None:
+def attach(
+    identity: RingIdentity, *, check_crcs: bool | None, bells: Doorbells | None
+) -> RingTail | None:
     """The ring of that identity, None if there is none (yet, or any more).
 
-    `check_crcs` None: the body CRC only where the processor does not keep the order of stores.
+    `bells` watch its doorbell from before the first look into it. `check_crcs` None: the body CRC
+    only where the processor does not keep the order of stores.
     """
     try:
         memory = posix.attach(ring_name(identity))
@@ -204,4 +233,4 @@ def attach(identity: RingIdentity, *, check_crcs: bool | None) -> RingTail | Non
         memory.close()
         return None
     check_body = not KEEPS_STORE_ORDER if check_crcs is None else check_crcs
-    return RingTail(identity, reader, check_body=check_body)
+    return RingTail(identity, reader, check_body=check_body, bells=bells)

@@ -43,6 +43,7 @@ import zmq
 
 from shmlog.client.bootstrap import Watch
 from shmlog.clock import NS_PER_MS
+from shmlog.ring.doorbell import Doorbells
 from shmlog.sockets import LINGER_MS
 
 _MESSAGES_PER_TURN = 64  # of one connection, so that a busy one does not starve the others
@@ -98,6 +99,8 @@ class Transport:
         self._unsure: dict[_Link, None] = {}
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._bells: Doorbells | None = None
+        self._deaf = False
         self._closed = False
 
     @property
@@ -109,6 +112,18 @@ class Transport:
     def ready_fd(self) -> int | None:
         """What is readable when `wait` would return; None: it would return at once."""
         return None if self._unsure or self._untold else self._epoll.fileno()
+
+    @property
+    def doorbells(self) -> Doorbells | None:
+        """Those of rings that end a wait; None if the user has as many inotify instances as there may be."""
+        if self._bells is None and not self._deaf:
+            try:
+                self._bells = Doorbells()
+            except OSError:
+                self._deaf = True
+            else:
+                self._epoll.register(self._bells.fd, select.EPOLLIN)
+        return self._bells
 
     def send(self, endpoint: str, frames: Sequence[Any]) -> None:
         """Send one message, or keep it until the connection stands."""
@@ -169,7 +184,10 @@ class Transport:
             if link.monitor.getsockopt(zmq.EVENTS) & _POLLIN:
                 self._lose(link, events)
         for fd in others:
-            self._see_death(fd, events)
+            if self._bells is not None and fd == self._bells.fd:
+                self._bells.hush()  # the caller looks into the rings after this
+            else:
+                self._see_death(fd, events)
         return events
 
     def settle(self) -> bool:
@@ -202,6 +220,8 @@ class Transport:
         self.disconnect()
         self._context.term()
         self._epoll.close()
+        if self._bells is not None:
+            self._bells.close()
 
     def __del__(self) -> None:
         # Not in `close`: another thread may be about to `wake`, and the number may be a file's by then.

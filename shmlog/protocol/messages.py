@@ -250,13 +250,18 @@ class FetchPartition(Struct, kw_only=True, omit_defaults=True):
 
 
 class FetchFast(Request, kw_only=True, omit_defaults=True):
-    """Whole batches of many partitions; `max_bytes` 0 is the wake-up call for whichever comes first."""
+    """Whole batches of many partitions; `max_bytes` 0 is the wake-up call for whichever comes first.
+
+    With `doorbell`, which needs `max_bytes` 0, new records are no reason to answer: the client hears the doorbells of
+    the rings. It is answered at `max_wait_ms`, or when a partition is led here no more.
+    """
 
     mode: Name
     partitions: list[FetchPartition]
     max_bytes: Count = 8 << 20
     min_bytes: Count = 1
     max_wait_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 500
+    doorbell: bool = False
 
 
 class FetchResult(Struct, kw_only=True):

@@ -21,6 +21,7 @@ All words are little-endian and aligned; each published word has a cache line (6
            448 | heartbeat       u64  ns          |  CLOCK_MONOTONIC, stamped by the writer's loop
            512 | sealed          u64  0 or 1      |  1: nothing will be published any more
            576 | index_count     u64              |  entries ever written
+           640 | bell            u64              |  written through the file
           4096 +----------------------------------+  the index: entry i in place i % entries
                | base offsets    i64[entries]     |
          36864 | positions       i64[entries]     |
@@ -46,7 +47,8 @@ and is checked.
 Invariants: oldest_valid <= tail; high_watermark <= tail; tail - oldest_valid <= capacity.
 oldest_valid may lie inside a batch (the rest of it is not valid either), and above the high
 watermark when more is waiting to be committed than the ring holds: then there is nothing to read
-in it.
+in it. After a store to high_watermark or sealed the bell is written with pwrite(2), so that inotify(7) tells those who
+watch the file: they need not ask anybody.
 """
 
 from __future__ import annotations
@@ -71,15 +73,8 @@ CAPACITY_MIN = 16 * PAGE
 # Word numbers: byte / 8 in the header page.
 MAGIC_AND_LAYOUT, READY, CAPACITY, ENTRY_COUNT, BROKER, INCARNATION, PARTITION = range(7)
 TOPIC_ID_AT, CLUSTER_AT, CLUSTER_SIZE = 56, 72, 64
-OLDEST_VALID, TAIL, HIGH_WATERMARK, LEADER_EPOCH, HEARTBEAT, SEALED, INDEX_COUNT = (
-    24,
-    32,
-    40,
-    48,
-    56,
-    64,
-    72,
-)
+OLDEST_VALID, TAIL, HIGH_WATERMARK, LEADER_EPOCH = 24, 32, 40, 48
+HEARTBEAT, SEALED, INDEX_COUNT, BELL = 56, 64, 72, 80
 
 
 class RingIdentity(NamedTuple):

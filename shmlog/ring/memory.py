@@ -26,6 +26,10 @@ class SharedMemory(Protocol):
         """The bytes; read-only where attached."""
         ...
 
+    def ring_bell(self) -> None:
+        """Wake whoever watches the memory (doorbell.py). For the one who made it."""
+        ...
+
     def close(self) -> None:
         """Let go of it. Views that are still held keep the mapping until they go."""
         ...
@@ -38,6 +42,9 @@ class HeapMemory:
         self.name: str | None = None
         self.size = size
         self.buffer = memoryview(bytearray(size))
+
+    def ring_bell(self) -> None:
+        """Nobody can watch it."""
 
     def close(self) -> None:
         """Nothing to let go of: the views keep the bytes."""

@@ -10,25 +10,41 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 
 import numpy as np
 import posix_ipc
 
+from shmlog.ring.layout import BELL
+
+DESCRIPTORS = 2  # of memory that was made here: the mapping has one of its own
 _TOUCH_BYTES = 4 << 20
 _PAGE = 4096
+_WORD = struct.Struct("<Q")
 
 
 class PosixMemory:
-    """A mapping of a named segment."""
+    """A mapping of a named segment; its maker keeps the descriptor `fd`, to ring its bell."""
 
-    def __init__(self, name: str, mapping: mmap.mmap) -> None:
+    def __init__(self, name: str, mapping: mmap.mmap, fd: int = -1) -> None:
         self.name: str | None = name
         self.size = len(mapping)
+        self._fd = fd
+        self._rings = 0
         self._mapping: mmap.mmap | None = mapping
         self.buffer = memoryview(mapping)
 
+    def ring_bell(self) -> None:
+        """Write the ring's bell word through the file, which those hear who watch it (doorbell.py)."""
+        self._rings += 1
+        if self._fd >= 0:
+            os.pwrite(self._fd, _WORD.pack(self._rings), 8 * BELL)
+
     def close(self) -> None:
         """Unmap it; while views are held, the last of them does. May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
         mapping, self._mapping = self._mapping, None
         if mapping is None:
             return
@@ -51,13 +67,11 @@ def create(name: str, size: int) -> PosixMemory:
         raise FileExistsError(f"shared memory {name} exists") from None
     try:
         os.posix_fallocate(segment.fd, 0, size)
-        mapping = mmap.mmap(segment.fd, size)
+        return PosixMemory(name, mmap.mmap(segment.fd, size), segment.fd)
     except BaseException:
+        segment.close_fd()
         unlink(name)
         raise
-    finally:
-        segment.close_fd()
-    return PosixMemory(name, mapping)
 
 
 def touch(memory: PosixMemory) -> None:

@@ -124,6 +124,7 @@ class RingWriter:
         assert self.high_watermark <= position <= self.tail, (self.high_watermark, position)
         self.high_watermark = position
         self._words[L.HIGH_WATERMARK] = position
+        self._memory.ring_bell()
 
     def set_leader_epoch(self, leader_epoch: int) -> None:
         """The partition has a new epoch."""
@@ -136,6 +137,7 @@ class RingWriter:
     def seal(self) -> None:
         """Nothing will be published here any more: readers look for the partition anew."""
         self._words[L.SEALED] = 1
+        self._memory.ring_bell()
 
     def boundary_before(self, offset: int) -> int | None:
         """A valid batch boundary from which to walk to the first batch with a base offset >= `offset`; maybe its own.
