@@ -169,7 +169,7 @@ def test_only_so_many_producers_are_remembered(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_partitions_beyond_the_descriptors_are_refused_with_37(tmp_path: Path) -> None:
-    broker = MemoryBroker(tmp_path, files_max=29)
+    broker = MemoryBroker(tmp_path, files_max=41)
     assert broker.metadata.replicas_max == 5
     broker.create("t")
     for message in (
@@ -250,7 +250,7 @@ def test_a_broker_says_how_many_partitions_its_limit_allows(tmp_path: Path) -> N
     assert first.metadata.replicas_max == 2000
     first.create("more", partitions=20)
     second = MemoryBroker(tmp_path, storage=first.storage, incarnation=2, files_max=768)
-    assert second.metadata.replicas_max == 153
+    assert second.metadata.replicas_max == 109
     with pytest.raises(InvalidConfig, match="may have 19 open files"):
         MemoryBroker(tmp_path, storage=second.storage, incarnation=3, files_max=19)
 
