@@ -6,6 +6,7 @@ latency    from a record's intended time to its reader, open loop
 startup    from start to ready and to the first ack, memory, and CPU of idle brokers
 failover   kill -9 and SIGSTOP of the leader under load: the silence at the client, what was lost, the time line
 groups     many groups over one topic, what readers cost a broker, first join and death to first record
+rebalances members of a group killed, added, stopped, slow, and brokers killed, under load; what they did is judged
 writeback  three brokers write to one disk until the kernel throttles: elections, longest turns
 """
 
@@ -20,12 +21,14 @@ from perf import harness, yardsticks
 from perf.failover import failover
 from perf.groups import groups
 from perf.latency import latency
+from perf.rebalances import rebalances
 from perf.startup import startup
 from perf.throughput import consume, produce
 from perf.writeback import writeback
 
 _QUESTIONS = {
-    f.__name__: f for f in (produce, consume, latency, startup, failover, writeback, groups)
+    f.__name__: f
+    for f in (produce, consume, latency, startup, failover, writeback, groups, rebalances)
 }
 
 
@@ -49,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--kills", type=int, default=20, help="kill -9 of a leader (failover)")
     add("--hangs", type=int, default=3, help="SIGSTOP of a leader (failover)")
     add("--storms", type=int, default=0, help="kill -9 of all brokers at once (failover)")
+    add("--count", type=int, default=200, help="changes of the members (rebalances)")
+    add("--seed", type=int, default=1, help="which change comes when (rebalances)")
     add("--writers", nargs="+", default=["python", "bare"], choices=["python", "bare"])
     add("--png", help="draw the time line of the kills here (failover)")
     add("--bytes", type=int, default=6 << 30, help="in all logs together (writeback)")

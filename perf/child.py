@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from perf.histogram import Histogram
-from perf.members import follow, pour, read_all, tell
+from perf.members import count_up, follow, pour, read_all, tell, work
 from perf.writers import write_bare, write_python
 from shmlog import process
 from shmlog.client.consumer import Consumer
@@ -209,6 +209,8 @@ _TASKS: dict[str, Any] = {
         follow,
         pour,
         tell,
+        count_up,
+        work,
     )
 }
 

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from perf import failover, timeline
 from perf.harness import ROOT
+from perf.ownership import RULES
 from perf.throughput import produce
 
 SMALL = {"scale": 0.01, "size": 100, "runs": 1, "batch_bytes": None, "profile": False}
@@ -75,3 +76,34 @@ def test_three_replicas_are_measured_read_back_and_profiled(
     assert row["read back"] == "ok"
     assert row["cpu s/M followers"] >= 0  # in ticks of 10 ms
     assert "follower" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_group_whose_members_come_go_and_die_leaves_nothing_out(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "perf", "rebalances", "--count", "8", "--brokers", "3"]
+    options = ["--rate", "1000", "--no-yardsticks", "--out", str(report)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, *options], check=True, cwd=ROOT, env=environment, timeout=180)
+    [row] = json.loads(report.read_text())["rows"]
+    assert row["records"] > 500
+    assert [row[rule] for rule in RULES] == [0] * len(RULES)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_groups_are_measured_and_each_gets_everything(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "perf", "groups", "--brokers", "1", "--scale", "0.01"]
+    options = ["--no-yardsticks", "--out", str(report)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, *options], check=True, cwd=ROOT, env=environment, timeout=180)
+    rows = json.loads(report.read_text())["rows"]
+    assert rows[0]["each got all, in order"] is True
+    readers = [row for row in rows if row["what"].startswith("readers")]
+    assert len(readers) == 10
+    assert all(row["each got all"] for row in readers)
+    joins, any_of, all_of = [r for r in rows if "max ms" in r]
+    assert joins["max ms"] < 10_000
+    assert any_of["max ms"] <= all_of["max ms"] < 10_000
