@@ -16,7 +16,7 @@ files; readers then fetch by socket. That is said once.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -44,8 +44,10 @@ from shmlog.log import opened as marks
 from shmlog.log import paths
 from shmlog.log.jobs import CheckpointJob
 from shmlog.log.log import Log, move_to_deleted
+from shmlog.log.producers import Producer, Remembered
 from shmlog.log.storage import Storage
 from shmlog.protocol import peers
+from shmlog.protocol.peers import ProducerState
 from shmlog.ring.layout import RingIdentity
 from shmlog.ring.memory import SharedMemory
 from shmlog.ring.reader import RingReader
@@ -462,8 +464,9 @@ class Catalog:
         act = partial(partition.log.truncate_to, truncation.end_offset)
         if truncation.anew:
             assert partition.follower is not None
-            known = partition.follower.tombstones_known
-            act = partial(partition.log.start_anew, truncation.end_offset, known)
+            follower = partition.follower
+            known = follower.tombstones_known, tuple(follower.producers)
+            act = partial(_start_anew, partition.log, truncation.end_offset, *known)
 
         def done(_: object, error: BaseException | None) -> None:
             if error is not None:
@@ -722,6 +725,16 @@ class Catalog:
         self.upkeep.trimmed(partition)
         if partition.leader is not None:
             self.replication.changed(partition)
+
+
+def _start_anew(log: Log, offset: int, tombstones_dropped: int, states: Sequence[object]) -> None:
+    """In a worker: there may be many producers."""
+    producers = {}
+    for state in states:
+        assert isinstance(state, ProducerState)
+        batches = tuple(Remembered(*batch) for batch in state.batches)
+        producers[state.producer_id] = Producer(state.producer_epoch, batches)
+    log.start_anew(offset, tombstones_dropped, producers)
 
 
 def _raise_error(_: object, error: BaseException | None) -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from node import journal
 from node.core.cluster.image import PartitionRecord
-from node.core.replica.follower import Compacted, Follower, Truncation
+from node.core.replica.follower import Compacted, Follower, Producers, Truncation
 from node.core.replica.isr import BrokerFact
 from node.core.replica.leader import Leader
 from node.window import Window
@@ -399,6 +399,7 @@ class Partition:
             self.log.epochs.entries,
             self.log.log_end_offset,
             Compacted(answer.tombstones_dropped, self.log.compaction.compacted_below),
+            _producers(answer),
         )
 
     def was_cut(self) -> None:
@@ -510,3 +511,10 @@ class Partition:
             self.follower.trimmed(offset)
         else:
             self._high_watermark = max(self._high_watermark, offset)
+
+
+def _producers(answer: peers.PartitionEpochs) -> Producers | None:
+    told = answer.producers
+    if told is None:
+        return None
+    return Producers(told, told[-1].producer_id if told and answer.more else None)

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import astuple
+
 from node import journal
 from node.core.replica.follower import State, Truncation
 from node.metadata import Send
@@ -32,6 +34,7 @@ QUIET_WAIT_MS = 1500  # of a fetch after one that brought nothing: idle brokers 
 PAUSE_NS = 20 * NS_PER_MS  # before an error that does not pass at once is met again
 NO_SPACE_PAUSE_NS = 1000 * NS_PER_MS
 PARTITION_BYTES_MAX = 1 << 20
+PRODUCERS_TOLD = 2000  # in one answer, of all its partitions
 READ_BYTES_MAX, READS_MAX = 4 << 20, 256  # that are kept for the other followers
 
 Key = tuple[bytes, int]
@@ -224,7 +227,9 @@ class Replication:
             assert follower is not None
             if follower.wants_epochs:
                 follower.asked(self._seq)
-                wanted.append(peers.EpochWanted(*key, follower.leader_epoch))
+                wanted.append(
+                    peers.EpochWanted(*key, follower.leader_epoch, follower.producers_after)
+                )
         if wanted:
             pull.epochs_sent_ns = now_ns
             self._send(leader, peers.EpochQuestion(seq=self._seq, partitions=wanted), ())
@@ -469,7 +474,7 @@ class Replication:
 
     def handle_question(self, question: peers.EpochQuestion) -> None:
         """A follower asks for epoch histories."""
-        entries = []
+        entries, room = [], PRODUCERS_TOLD
         for wanted in question.partitions:
             partition = self._find(wanted.topic_id, wanted.partition)
             if partition is None or partition.leader is None:
@@ -478,6 +483,10 @@ class Replication:
                 epoch = partition.leader_epoch
                 error = _epoch_error(wanted.leader_epoch, epoch)
             good = partition is not None and not error
+            producers, more = None, False
+            if good and partition and wanted.producers_after is not None and room > 0:
+                producers, more = _producers(partition, wanted.producers_after, room)
+                room -= len(producers)
             entries.append(
                 peers.PartitionEpochs(
                     wanted.topic_id,
@@ -488,10 +497,24 @@ class Replication:
                     partition.log.log_end_offset if good and partition else -1,
                     partition.log.copy_start if good and partition else -1,
                     partition.log.compaction.tombstones_dropped if good and partition else 0,
+                    producers,
+                    more,
                 )
             )
         answer = peers.EpochAnswer(seq=question.seq, partitions=entries)
         self._send(question.broker, answer, ())
+
+
+def _producers(
+    partition: Partition, after: int, room: int
+) -> tuple[list[peers.ProducerState], bool]:
+    """What is remembered of batches that a log which begins where this one does will never see."""
+    page = partition.log.producers.page_below(partition.log.copy_start, after, room + 1)
+    told = [
+        peers.ProducerState(producer_id, known.epoch, [astuple(batch) for batch in known.batches])
+        for producer_id, known in page[:room]
+    ]
+    return told, len(page) > room
 
 
 def _epoch_error(asked: int, current: int) -> int:

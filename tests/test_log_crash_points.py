@@ -17,7 +17,7 @@ import log_support as ls
 import pytest
 
 from shmlog.log.log import Log
-from shmlog.log.producers import ProducerStates
+from shmlog.log.producers import Producer, ProducerStates, Remembered
 from shmlog.log.retention import too_much
 from shmlog.log.storage import MemoryStorage
 
@@ -34,6 +34,7 @@ class World:
     epoch: int = 0
     life: int = 0  # how often the log was cut: what is appended then has other bytes
     anew: int | None = None  # where a log that is being emptied will begin
+    remembers: bool = False  # a producer none of whose batches it has, since it was emptied
     begun: tuple[int, int] | None = None  # an epoch whose start is durable
     level: str | None = "os"  # None while it changes
     log: Log | None = None
@@ -169,10 +170,11 @@ def anew(world: World) -> None:
     log = world.opened()
     world.anew = log.log_end_offset + 7 if world.life % 2 else max(0, world.log_start - 5)
     before, world.written, world.synced, world.begun = world.log_start, 0, 0, None
-    world.log_start = max(world.anew, before)
-    log.start_anew(world.anew)
+    world.log_start, world.remembers = max(world.anew, before), False
+    remembered = {ABSENT: Producer(3, (Remembered(0, 0, world.anew - 1, 9),))} if world.anew else {}
+    log.start_anew(world.anew, 0, remembered)
     world.log_start = world.written = world.synced = world.anew
-    world.attempted, world.anew = [], None
+    world.attempted, world.anew, world.remembers = [], None, bool(remembered)
     world.life += 1
     world.epoch += 1
 
@@ -196,6 +198,8 @@ def change_level(world: World) -> None:
     world.level = log.level
 
 
+ABSENT = 77  # a producer none of whose batches is in the log
+
 STEPS: list[Callable[[World], None]] = [
     one, rolling, sync, late_sync, checkpoint, allocate, trim, retain, reopen,
 ]  # fmt: skip
@@ -208,7 +212,11 @@ def check(image: MemoryStorage, world: World, least: int, *, same_boot: bool) ->
     log = ls.open_log(image, same_boot=same_boot)
     end = log.log_end_offset
     check_lossy(log, world, same_boot=same_boot)
+    knows_absent = ABSENT in log.producers.snapshot(end).producers
+    assert knows_absent or not world.remembers
     if world.anew is not None and log.log_start_offset == end:
+        if end == world.anew > 0:
+            assert knows_absent, "it begins there, and nobody will tell again what was before"
         check_derived(log)
         return end
     assert least <= end, f"offsets {end} to {least} are gone"

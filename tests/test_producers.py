@@ -145,3 +145,19 @@ def test_a_snapshot_is_a_value_and_survives_its_encoding() -> None:
     assert again == snapshot
     assert ProducerStates(again).check(header(20, epoch=1)) == Duplicate(120, 5002)
     assert ProducerStates(again).check(header(30, epoch=1)) is None
+
+
+def test_a_log_that_begins_anew_is_told_what_lies_below_its_start_in_pages() -> None:
+    states = seven(4)  # of ten records each, from 100 on
+    for producer_id, base in ((3, 90), (9, 95), (12, 140)):
+        one = header(0, producer_id=producer_id)
+        states.apply(one, base, 1, now_ns=9)
+
+    def told(end: int, after: int, count: int) -> list[tuple[int, list[int]]]:
+        page = states.page_below(end, after, count)
+        return [(number, [b.base_offset for b in known.batches]) for number, known in page]
+
+    assert told(120, -1, 9) == [(3, [90]), (7, [100, 110]), (9, [95])]
+    assert told(120, -1, 2) == [(3, [90]), (7, [100, 110])]
+    assert told(120, 7, 2) == [(9, [95])]
+    assert told(99, -1, 9) == [], "a batch that reaches beyond the start is copied"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 
 from shmlog import directory, process, registry
 from shmlog.errors import ShmlogError
+from shmlog.sockets import LINGER_MS
 from shmlog.testing.cluster import LocalCluster
 
 pytestmark = pytest.mark.process
@@ -80,6 +84,42 @@ def _check_copy(cluster: LocalCluster, broker: int) -> None:
             files = sorted((place / partition).glob("*.log"))
             contents.append(b"".join(f.read_bytes().rstrip(b"\0") for f in files))
         assert contents[0] == contents[1]
+
+
+def _ask(cluster: LocalCluster, broker: int, message: dict[str, Any], *frames: bytes) -> Any:
+    """One request in JSON to this broker."""
+    endpoint = directory.read_brokers(cluster.dir)[broker].endpoints["client"]
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = LINGER_MS
+        socket.connect(endpoint)
+        socket.send_multipart([json.dumps({"id": 1, **message}).encode(), *frames])
+        assert socket.poll(20_000)
+        return json.loads(socket.recv_multipart()[0])
+
+
+def test_a_copy_that_begins_behind_a_producers_batches_knows_the_producer() -> None:
+    """Else whoever sends again what it has no answer for would have it stored twice."""
+    with LocalCluster(brokers=3) as cluster:
+        admin = cluster.client().admin
+        admin.create_topic("t", replication_factor=3)
+        first = cluster.wait_leader("t", 0)
+        mine = _ask(cluster, first, {"op": "init_producer"})
+        record = {"op": "produce", "mode": "simple", "topic": "t", "partition": 0, "count": 1}
+        record |= {key: mine[key] for key in ("producer_id", "producer_epoch")}
+        sent = _ask(cluster, first, {**record, "base_sequence": 0}, b"k", b"v")
+        assert (sent["error"], sent["base_offset"]) == (0, 0)
+        cluster.wait_isr("t")
+        _take_data(cluster, first)
+        cluster.wait_leader("t", 0)
+        admin.delete_records([("t", 0, 1)])  # before the other one is there again
+        cluster.wait_ready()
+        cluster.wait_isr("t")
+        assert admin.elect("t", 0)
+        assert cluster.wait_leader("t", 0) == first
+        again = _ask(cluster, first, {**record, "base_sequence": 0}, b"k", b"v")
+        assert (again["error"], again["base_offset"]) == (0, 0), "it is there already"
+        next_one = _ask(cluster, first, {**record, "base_sequence": 1}, b"k", b"w")
+        assert (next_one["error"], next_one["base_offset"]) == (0, 1)
 
 
 def test_the_only_copy_is_missed() -> None:

@@ -9,6 +9,7 @@ import pytest
 from node.core.replica.follower import (
     Compacted,
     Follower,
+    Producers,
     State,
     Truncation,
     is_stale,
@@ -535,6 +536,42 @@ def test_b08_a_replica_that_begins_anew_has_its_high_watermark_at_the_log_start(
     assert replica.handle_epochs(1, 5, [(5, 20)], 30, 20, [(1, 0)], 9) == (20, True)
     replica.truncated()
     assert replica.high_watermark == 20
+
+
+def test_a_replica_that_begins_anew_first_gathers_what_the_leader_remembers_of_producers() -> None:
+    replica = follower(hw=4)
+    assert replica.producers_after is None
+
+    def hear(seq: int, start: int, producers: Producers | None) -> Truncation | None:
+        assert replica.wants_epochs
+        replica.asked(seq)
+        return replica.handle_epochs(
+            seq, 5, [(5, start)], 30, start, [(1, 0)], 9, Compacted(), producers
+        )
+
+    assert hear(1, 20, None) is None
+    assert replica.producers_after == -1
+    assert hear(2, 20, Producers("ab", next_after=7)) is None
+    assert hear(3, 20, None) is None, "no room for them in this answer"
+    assert replica.producers_after == 7
+    assert hear(4, 21, Producers("c")) is None, "of another log start: from the first on again"
+    assert replica.producers_after == -1
+    assert hear(5, 21, Producers("abc", next_after=9)) is None
+    assert hear(6, 21, Producers("d")) == (21, True)
+    assert replica.producers == ["a", "b", "c", "d"]
+    replica.truncated()
+    assert replica.state is State.FETCHING
+
+
+def test_a_new_leader_tells_its_own_producers() -> None:
+    replica = follower(hw=4)
+    replica.asked(1)
+    replica.handle_epochs(1, 5, [(5, 20)], 30, 20, [(1, 0)], 9, Compacted(), Producers("ab", 7))
+    replica.follow(2, 6, True)
+    assert replica.producers_after is None
+    replica.asked(2)
+    plan = replica.handle_epochs(2, 6, [(5, 20)], 30, 20, [(1, 0)], 9, Compacted(), Producers("c"))
+    assert (plan, replica.producers) == ((20, True), ["c"])
 
 
 def test_h7_b07_a_followers_high_watermark_moves_only_while_it_fetches() -> None:

@@ -16,8 +16,9 @@ and leader epochs never fall.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import msgspec
 
@@ -37,7 +38,7 @@ from shmlog.log.jobs import (
     SyncJob,
 )
 from shmlog.log.opening import Circumstances, Opening, headers_from
-from shmlog.log.producers import ProducerStates, Snapshot
+from shmlog.log.producers import Producer, ProducerStates, Snapshot
 from shmlog.log.reading import SEALED_OPEN_MAX, LogReader
 from shmlog.log.recovery import RecoveryReport
 from shmlog.log.segment import NOT_A_BATCH, Place, Segment
@@ -697,6 +698,7 @@ class Log:
         self._cut_small_files(offset, epochs, producers.snapshot(offset))
         self.producers = producers
         if place is None:
+            self._remove_all()
             self._begin_at(offset)
             return
         cutting.cut_behind(
@@ -708,10 +710,16 @@ class Log:
         self._reserve()
         self._vouch_below(offset)
 
-    def start_anew(self, offset: int, tombstones_dropped: int = 0) -> None:
+    def start_anew(
+        self,
+        offset: int,
+        tombstones_dropped: int = 0,
+        remembered: Mapping[int, Producer] = MappingProxyType({}),
+    ) -> None:
         """Empty the log and let it begin at `offset`: T1. In a worker, see above.
 
-        Epochs and producer states go too. `tombstones_dropped`: by the log that is copied from now on.
+        Epochs and producer states go too. Of the log that is copied from now on: `tombstones_dropped` by it, and what
+        it has `remembered` of the producers of what lies below `offset`.
         Raises: DiskFull: as `truncate_to`. OSError: the broker must end.
         """
         # Were this to stop halfway, the next start must find the producers of what is still there.
@@ -721,11 +729,15 @@ class Log:
         except NOT_A_BATCH:
             producers = Snapshot(start, {})  # damaged: one more reason to begin anew
         self._cut_small_files(start, EpochHistory(), producers)
-        self.producers = ProducerStates()
         self.compaction = Compaction(tombstones_dropped=tombstones_dropped)
-        self._snapshot = self._snapshot_handed_out = Snapshot(offset, {})
+        after = Snapshot(offset, dict(remembered))
+        self.producers = ProducerStates(after, self._now_ns)
+        self._snapshot = self._snapshot_handed_out = after
+        self._remove_all()
+        # Until the checkpoint says where the log begins it may be opened at either place, with the producers of that.
+        self._files.write_producers(producers, after)
         self._begin_at(offset)
-        self._files.replace_producers(self._snapshot)
+        self._files.replace_producers(after)
 
     def _place_of(self, offset: int) -> tuple[int, Place | None]:
         """The segment in which the log will end, and where in it; no place if no batch remains."""
@@ -766,10 +778,13 @@ class Log:
         self.epochs, self._epochs_dirty = epochs, False
         self._checkpointed, self._snapshot_handed_out, self._snapshot_due_ns = value, snapshot, 0
 
-    def _begin_at(self, offset: int) -> None:
-        """No batch remains: remove all files, then say that the log begins at `offset`, then make its file."""
+    def _remove_all(self) -> None:
+        """No batch remains."""
         cutting.remove_all(self._storage, self.directory, self._segments)
         self._dirty.clear()
+
+    def _begin_at(self, offset: int) -> None:
+        """All files are removed: say that the log begins at `offset`, then make its file."""
         self.log_start_offset = self.synced_end_offset = self._high_watermark = offset
         self._checkpointed = value = self._checkpoint_value()
         self._files.write_twice(value)

@@ -13,6 +13,7 @@ can be undone in reverse order.
 
 from __future__ import annotations
 
+import heapq
 from typing import NamedTuple
 
 import msgspec
@@ -192,6 +193,20 @@ class ProducerStates:
         """Base offsets of the batches below `end_offset` that are their producer's newest: their headers must stay."""
         newest = (producer.batches[-1].base_offset for producer in self._producers.values())
         return sorted(offset for offset in newest if offset < end_offset)
+
+    def page_below(self, end_offset: int, after: int, count: int) -> list[tuple[int, Producer]]:
+        """What is remembered of batches below `end_offset`: at most `count` producers with ids above `after`, by id."""
+        told = (
+            producer_id
+            for producer_id, producer in self._producers.items()
+            if producer_id > after and producer.batches[0].end_offset <= end_offset
+        )
+        page = []
+        for producer_id in heapq.nsmallest(count, told):
+            producer = _below(self._producers[producer_id], None, end_offset)
+            assert producer is not None
+            page.append((producer_id, producer))
+        return page
 
     def snapshot(self, end_offset: int) -> Snapshot:
         """All of it, as a value."""

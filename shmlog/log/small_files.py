@@ -51,6 +51,13 @@ class SmallFiles:
         checkpoint.replace(self._storage, self._checkpoint, value)
         checkpoint.replace(self._storage, self._epochs, epochs)
 
+    def write_producers(self, one: Snapshot, other: Snapshot) -> None:
+        """A generation each, the one that ends first below the other: see `snapshot_within`. Of two that end at the
+        same offset `other` counts.
+        """
+        for snapshot in sorted((one, other), key=lambda s: s.end_offset):
+            checkpoint.write(self._storage, self._producers, snapshot)
+
     def replace_producers(self, snapshot: Snapshot) -> None:
         """Both generations."""
         checkpoint.replace(self._storage, self._producers, snapshot)
@@ -66,6 +73,13 @@ class SmallFiles:
 
     def forget_snapshots_behind(self, end_offset: int, instead: Snapshot) -> None:
         """Batches were lost behind `end_offset`: a snapshot that knows of them must not outlive that."""
+        before = f"{self._producers}.previous"
+        newest = checkpoint.read_newest(self._storage, self._producers, Snapshot)
+        good = checkpoint.read_one(self._storage, before, Snapshot)
+        if newest and good and good.end_offset <= end_offset < newest.end_offset:
+            # A write would put the one that is no longer true in its place, and a power cut might leave just that.
+            self._storage.rename(before, self._producers)
+            self._storage.sync_dir(self._producers.rpartition("/")[0])
         for name in (self._producers, f"{self._producers}.previous"):
             snapshot = checkpoint.read_one(self._storage, name, Snapshot)
             if snapshot is not None and snapshot.end_offset > end_offset:

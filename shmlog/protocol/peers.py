@@ -342,11 +342,14 @@ class ReplicaStored(PeerMessage, kw_only=True, omit_defaults=True, tag="stored")
 
 
 class EpochWanted(Struct, array_like=True):
-    """Whose epoch history is asked for, at which leader epoch."""
+    """Whose epoch history is asked for, at which leader epoch; and from a follower that begins anew, which producers:
+    those with an id above `producers_after`.
+    """
 
     topic_id: bytes
     partition: int
     leader_epoch: int
+    producers_after: int | None = None
 
 
 class EpochQuestion(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs"):
@@ -356,11 +359,24 @@ class EpochQuestion(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs")
     partitions: list[EpochWanted]
 
 
+class ProducerState(Struct, array_like=True):
+    """What is remembered of a producer's newest batches below a log start.
+
+    `batches`: (first sequence, last sequence, base offset, append time in ns), the newest last.
+    """
+
+    producer_id: int
+    producer_epoch: int
+    batches: list[tuple[int, int, int, int]]
+
+
 class PartitionEpochs(Struct, array_like=True):
     """error 0: `entries` (leader epoch, start offset), both rising, up to `end_offset`.
 
     `tombstones_dropped`: no tombstone at or above it is missing in the leader's log. Who ends below it may have what
-    they deleted, and would never hear of it: it begins anew.
+    they deleted, and would never hear of it: it begins anew. Then it needs `producers` too: the batches of which they
+    tell are not in the log any more. None: not asked for, or no room in this answer; `more`: there are some with higher
+    ids.
     """
 
     topic_id: bytes
@@ -371,6 +387,8 @@ class PartitionEpochs(Struct, array_like=True):
     end_offset: int
     log_start: int
     tombstones_dropped: int = 0
+    producers: list[ProducerState] | None = None
+    more: bool = False
 
 
 class EpochAnswer(PeerMessage, kw_only=True, omit_defaults=True, tag="epochs_answer"):

@@ -35,6 +35,13 @@ class Truncation(NamedTuple):
     anew: bool = False
 
 
+class Producers(NamedTuple):
+    """Some of what the leader remembers of producers; `next_after`: the id after which the others come."""
+
+    page: Sequence[object]
+    next_after: int | None = None
+
+
 class Compacted(NamedTuple):
     """What compaction has taken: from the leader's log tombstones below `their_tombstones`; from the own one records
     that any below `mine_below` replaced."""
@@ -111,6 +118,13 @@ class Follower:
         self.recovery_epoch = -1
         self.state = State.WAITING
         self.truncation: Truncation | None = None  # exactly while TRUNCATING or STOPPED
+        # Which producers to ask for with the epochs, those after this id (-1: from the first on); None: it does not
+        # begin anew, or that is not known yet.
+        self.producers_after: int | None = None
+        self.producers: list[
+            object
+        ] = []  # of a log that begins anew: what the leader remembers from below its start
+        self._producers_below = -1  # that start
         self.tombstones_known = 0  # what the leader had dropped when it was reconciled with
         self._truncation_epoch = -1
         self._asked: int | None = (
@@ -137,7 +151,7 @@ class Follower:
             self._begin()
 
     def _begin(self, reconciled: bool = False) -> None:
-        self._asked = None
+        self._asked = self.producers_after = None
         if not self.started or self.leader < 0:
             self.state = State.WAITING
         else:
@@ -169,8 +183,13 @@ class Follower:
         mine: Entries,
         my_end: int,
         compacted: Compacted = Compacted(),  # noqa: B008 - immutable
+        producers: Producers | None = Producers(()),  # noqa: B008 - likewise
     ) -> Truncation | None:
-        """The leader's history. Returns what to do before `truncated` is called; nothing has been cut yet."""
+        """The leader's history. Returns what to do before `truncated` is called; nothing has been cut yet.
+
+        `producers` None: the answer tells nothing of them. None is returned also where they are needed and not all
+        known: the question is to be asked again, for those after `producers_after`.
+        """
         if seq != self._asked or leader_epoch != self.leader_epoch:
             return None
         plan = plan_truncation(mine, my_end, theirs, their_end, their_log_start)
@@ -178,12 +197,30 @@ class Follower:
         if stale:
             plan = Truncation(their_log_start, anew=True)
         self.tombstones_known = compacted.their_tombstones
-        self.truncation, self._truncation_epoch, self._asked = plan, leader_epoch, None
+        self._truncation_epoch, self._asked = leader_epoch, None
         if not stale and not may_cut(plan, self.high_watermark, mine, my_end, self.recovery_epoch):
-            self.state = State.STOPPED
+            self.truncation, self.state = plan, State.STOPPED
             return None
-        self.state = State.TRUNCATING
+        if plan.anew and not self._gather(plan.end_offset, producers):
+            return None
+        self.truncation, self.state = plan, State.TRUNCATING
         return plan
+
+    def _gather(self, start: int, producers: Producers | None) -> bool:
+        """Are all producers known whose batches lie below `start`, where the log will begin?"""
+        first = self.producers_after is None or self.producers_after < 0
+        if producers is None:
+            if first:
+                self.producers_after = -1
+            return False
+        if first:
+            self.producers, self._producers_below = [], start
+        elif start != self._producers_below:  # it has risen meanwhile
+            self.producers_after = -1
+            return False
+        self.producers += producers.page
+        self.producers_after = producers.next_after
+        return producers.next_after is None
 
     def truncated(self) -> None:
         """The log ends where the plan said. If the epoch rose meanwhile, reconcile again."""
