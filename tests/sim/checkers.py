@@ -104,7 +104,8 @@ class Checker:
         for (broker, key), replica in self.replicas.items():
             if broker == process.broker and replica.incarnation == process.incarnation:
                 partition = process.node.catalog.find(*key)
-                if partition is not None and partition.log is replica.log:
+                whole = partition is not None and not partition.cutting
+                if partition is not None and whole and partition.log is replica.log:
                     self._compare(process, partition, key, replica)
                 replica.log = None
                 replica.leads = False
