@@ -36,7 +36,7 @@ def main() -> int:
         journal.failure("the log is damaged: run shmlog fsck", error)
         return EXIT_DAMAGED
     except ShmlogError as error:
-        journal.failure("cannot start", error)
+        journal.error("cannot start", reason=str(error))
         return EXIT_CONFIGURATION
     except OSError as error:
         journal.failure("the disk failed: the broker ends", error)

@@ -50,6 +50,11 @@ def warning(name: str, /, **facts: Any) -> None:
     _LOGGER.warning(name, extra={"facts": facts})
 
 
+def error(name: str, /, **facts: Any) -> None:
+    """Somebody has to do something before it works; the facts say what."""
+    _LOGGER.error(name, extra={"facts": facts})
+
+
 def failure(name: str, error: BaseException, /, **facts: Any) -> None:
     """An unexpected error, with its traceback."""
     _LOGGER.error(name, extra={"facts": facts}, exc_info=error)

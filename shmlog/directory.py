@@ -439,7 +439,7 @@ def find_cluster(where: Where = None) -> Location:
     if named and endpoint:
         raise InvalidConfig("SHMLOG_DIR and SHMLOG_ENDPOINT are both set: choose with -d DIR")
     if named:
-        return Location(absolute(named), None)
+        return _location(named)
     if endpoint:
         if "://" not in endpoint:
             raise InvalidConfig(
@@ -464,7 +464,10 @@ def find_cluster(where: Where = None) -> Location:
 def _location(text: str) -> Location:
     scheme, colon, _ = text.partition("://")
     if not colon:
-        return Location(absolute(text), None)
+        path = absolute(text)
+        if path.is_file():
+            raise InvalidConfig(f"{path} is a file: name the directory, {path.parent}")
+        return Location(path, None)
     if scheme != "ipc":
         raise InvalidConfig(f"endpoint {text!r}: this version speaks ipc:// only")
     return Location(None, text)

@@ -105,9 +105,12 @@ class Background:
 
     def _events(self) -> Iterator[dict[str, Any]]:
         """What this supervisor has said since the last call."""
-        with self._log.open("rb") as log:
-            log.seek(self._heard)
-            lines = log.read().split(b"\n")[:-1]
+        try:
+            with self._log.open("rb") as log:
+                log.seek(self._heard)
+                lines = log.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return  # it was told to stop, and has removed a throw-away cluster
         for line in lines:
             self._heard += len(line) + 1
             if line.startswith(b"{"):

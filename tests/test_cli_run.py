@@ -378,6 +378,42 @@ def test_dev_is_found_shows_a_kill_and_leaves_nothing(short_dir: Path, ending: i
     assert not path.exists()
 
 
+@pytest.mark.process
+def test_dev_ends_in_order_when_it_is_told_to_by_down(short_dir: Path) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(short_dir)}
+    environment.pop("SHMLOG_DIR", None)
+    dev = subprocess.Popen(
+        [*SHMLOG, "dev", "-n", "1"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert dev.stderr is not None
+    with dev, dev.stderr:
+        assert any("removes everything" in line for line in dev.stderr)
+        done = shmlog("down", env=environment)
+        assert done.returncode == 0
+        assert "was a throw-away cluster and is removed" in done.stderr
+        assert dev.stderr.read().startswith("told to stop\nstopped, removed ")
+        assert dev.wait(PATIENCE_S) == 0
+
+
+def test_a_broker_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cluster.toml").write_text("x = [")
+    command = [sys.executable, "-P", "-m", "node", "--dir", str(tmp_path), "--id", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    [line] = done.stderr.splitlines()
+    said = json.loads(line)
+    assert (done.returncode, said["event"]) == (2, "cannot start")
+    assert said["reason"].startswith(f"{tmp_path}/cluster.toml: ")
+    assert "traceback" not in said
+
+
+def test_a_file_in_place_of_the_directory_is_said(tmp_path: Path) -> None:
+    directory.create_cluster(tmp_path, 1)
+    file = tmp_path / "cluster.toml"
+    done = shmlog("-d", file, "status")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{file} is a file: name the directory, {tmp_path}" in done.stderr
+
+
 def test_nobody_listening_at_an_endpoint_is_said_at_once(tmp_path: Path) -> None:
     done = shmlog("--endpoint", f"ipc://{tmp_path}/nobody", "topic", "list")
     assert done.returncode == 5
@@ -400,6 +436,8 @@ def test_fsck_takes_the_directory_either_way(tmp_path: Path) -> None:
     for arguments in (("fsck", tmp_path / "c"), ("-d", tmp_path / "c", "fsck")):
         done = shmlog(*arguments)
         assert (done.returncode, done.stderr) == (0, "0 partitions checked, 0 damaged\n")
+    named = {**os.environ, "SHMLOG_DIR": str(tmp_path / "c")}
+    assert shmlog("fsck", env=named).returncode == 0
     assert shmlog("fsck").returncode == 2
 
 

@@ -273,13 +273,18 @@ def test_an_unknown_topic_exits_3_with_the_nearest_name(shmlog_cluster_factory, 
     cluster = shmlog_cluster_factory()  # one where topics do not appear on first use
     run = ["-d", str(cluster.dir)]
     assert execute([*run, "topic", "create", "greetings"]) == 0
-    for command in (["consume", "greeting", "-e"], ["produce", "greeting", str(file(b"x\n"))]):
+    nothing, one = str(file(b"", "empty")), str(file(b"x\n"))
+    for command in (
+        ["consume", "greeting", "-e"],
+        ["produce", "greeting", one],
+        ["produce", "greeting", nothing],
+    ):
         capfdbinary.readouterr()
         assert execute([*run, *command]) == 3
         out, err = capfdbinary.readouterr()
         assert out == b""
         assert b"did you mean 'greetings'" in err
-        assert b"sent" not in err
+        assert b"sent 1" not in err
     assert execute([*run, "consume", "no*match"]) == 3
 
 

@@ -21,6 +21,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "no-lease": {"seed": lambda: 1},
     "old-proposal": {"cluster": a_cluster},
     "sync-vouches-behind-cut": {"cut": lambda: 3},
+    "producers-not-told": {"seed": lambda: 1450},
     "epochs-not-cut": {"end": lambda: 9},
 }
 

@@ -174,6 +174,7 @@ REGRESSIONS = {
 LATER = {
     295: "a sync that ended while a log's level went from disk to os took the level back",
     509: "epochs whose batches compaction had taken were forgotten at a kill, and a follower stopped for good",
+    1450: "a replica that began anew did not know the producers of what it had never got, and refused one",
     1940: "a replica that began anew at a log start within a batch never got its first batch",
 }
 

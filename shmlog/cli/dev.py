@@ -46,16 +46,19 @@ def dev(brokers: int, keep: bool) -> int:
         _say(f"shmlog {__version__}   throw-away cluster, {count}, topics appear on first use")
         _say(f"  directory  {path}     {_shared_memory_text()}")
         with directory.register_dev(path):
-            _run(path, started_ns, keep)
+            code = _run(path, started_ns, keep)
     finally:
         if not keep:
             shutil.rmtree(path, ignore_errors=True)
     _say(f"stopped, {'kept' if keep else 'removed'} {path}")
-    return INTERRUPTED
+    return code
 
 
-def _run(path: Path, started_ns: int, keep: bool) -> None:
-    """Show a supervisor's life until Ctrl-C. Raises ServerError if it ends by itself."""
+def _run(path: Path, started_ns: int, keep: bool) -> int:
+    """Show a supervisor's life until Ctrl-C, or `shmlog down`; the exit status.
+
+    Raises ServerError if it ends by itself.
+    """
     remove = [] if keep else ["--remove"]
     supervisor = launch.Background(path, "--owner-pid", str(os.getpid()), *remove)
     show = _Show(path)
@@ -72,10 +75,13 @@ def _run(path: Path, started_ns: int, keep: bool) -> None:
     except KeyboardInterrupt:
         _say("\nstopping")
         supervisor.stop()
-        return
+        return INTERRUPTED
     except BaseException:
         supervisor.stop()
         raise
+    if code == 0:
+        _say("told to stop")
+        return 0
     if code < 0:  # killed: its brokers end by themselves, what they mapped stays
         launch.stop_orphans(path, launch.STOP_TIMEOUT_S)
     raise ServerError(f"the supervisor ended with exit code {code}")

@@ -38,9 +38,10 @@ def fsck(settings: Settings, path: Path | None) -> int:
     (a torn tail, an index) and what lies wholly below the log start is noted and is no damage.
     """
     if path is None:
-        if settings.dir is None:
-            raise click.UsageError("no directory: name one, as DIR or with -d DIR")
-        path = Path(settings.dir)
+        named = settings.dir or os.environ.get("SHMLOG_DIR")
+        if not named:
+            raise click.UsageError("no directory: name one, as DIR, with -d DIR or in SHMLOG_DIR")
+        path = Path(named)
     cluster = directory.load_cluster(path)
     supervisor = directory.read_supervisor(path)
     if supervisor is not None:

@@ -91,6 +91,10 @@ def produce(
             sender.finish()
         if info.error and sender.queued > sender.failed:
             settings.say(f"created {in_short(admin.describe_topic(topic))}")
+        elif info.error and trouble is None and not sender.queued:
+            admin.describe_topic(
+                topic
+            )  # nothing came that would have made it, or shown that it is not there
     if sender.queued or trouble is None:
         settings.say(sender.account())
     if sender.cause is not None:

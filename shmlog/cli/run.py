@@ -93,7 +93,10 @@ def down(settings: Settings) -> None:
         launch.wait_for_end([supervisor.pid], timeout_s)
     elif not launch.stop_orphans(path, timeout_s):
         raise ClusterNotFound(f"nothing is running on {path}\n  start it:  shmlog up --dir {path}")
-    settings.say(f"stopped; start again with:  shmlog up --dir {path}")
+    if directory.cluster_file(path).exists():
+        settings.say(f"stopped; start again with:  shmlog up --dir {path}")
+    else:
+        settings.say(f"stopped; {path} was a throw-away cluster and is removed")
 
 
 @click.command()

@@ -1,15 +1,20 @@
 // Produce and fetch with the npm package zeromq and JSON: npm install, then node ten_lines.mjs ENDPOINT [TOPIC].
 import { Dealer } from "zeromq";
 
-const [endpoint, topic = "greetings"] = process.argv.slice(2);
-const broker = new Dealer({ linger: 0, receiveTimeout: 10_000 });
+let [endpoint, topic = "greetings"] = process.argv.slice(2);
+const broker = new Dealer({ linger: 100, receiveTimeout: 10_000 });
 broker.connect(endpoint);
 
-// One request, its one answer: the header and the frames behind it.
+// One request, its one answer: the header and the frames behind it. Who does not lead says who does.
 async function ask(header, ...frames) {
   await broker.send([JSON.stringify({ id: 1, mode: "simple", topic, partition: 0, ...header }), ...frames]);
   const [head, ...rest] = await broker.receive();
   const answer = JSON.parse(head);
+  if (answer.error === 6 && answer.endpoint) {
+    broker.disconnect(endpoint);
+    broker.connect(endpoint = answer.endpoint);
+    return ask(header, ...frames);
+  }
   if (answer.error) throw new Error(`error ${answer.error}: ${answer.message}`);
   return [answer, rest];
 }

@@ -7,14 +7,20 @@ import zmq
 
 endpoint, topic = sys.argv[1], (sys.argv[2:] or ["greetings"])[0]
 with zmq.Context() as context, context.socket(zmq.DEALER) as broker:
-    broker.linger, broker.rcvtimeo = 0, 10_000  # milliseconds
+    broker.linger, broker.rcvtimeo = 100, 10_000  # milliseconds
     broker.connect(endpoint)
 
     def ask(op, *frames, **fields):
-        """One request, its one answer: the header and the frames behind it."""
+        """One request, its one answer: the header and the frames behind it. Who does not lead says who does."""
+        global endpoint
         broker.send_multipart([json.dumps({"op": op, "id": 1, **fields}).encode(), *frames])
         head, *rest = broker.recv_multipart()
         answer = json.loads(head)
+        if answer["error"] == 6 and "endpoint" in answer:
+            broker.disconnect(endpoint)
+            endpoint = answer["endpoint"]
+            broker.connect(endpoint)
+            return ask(op, *frames, **fields)
         if answer["error"]:
             sys.exit(f"error {answer['error']}: {answer['message']}")
         return answer, rest
