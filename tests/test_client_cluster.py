@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -33,6 +35,19 @@ def topic(cluster: LocalCluster, request: pytest.FixtureRequest) -> str:
         admin.create_topic(name, PARTITIONS, replication_factor=3)
     cluster.wait_isr(name)
     return name
+
+
+def test_an_admin_that_was_given_one_endpoint_outlives_its_broker() -> None:
+    with LocalCluster(brokers=3) as cluster:
+        endpoint = directory.read_brokers(cluster.dir)[2].endpoints["client"]
+        with shmlog.Admin(endpoint, timeout=20) as admin:
+            os.kill(cluster.supervisor_pid, signal.SIGSTOP)
+            try:
+                cluster.kill(2)
+                for number in range(6):
+                    admin.create_topic(f"t{number}")
+            finally:
+                os.kill(cluster.supervisor_pid, signal.SIGCONT)
 
 
 class Along(threading.Thread):

@@ -53,6 +53,8 @@ class Admin(GroupAdmin):
     def __init__(self, where: Where = None, *, timeout: Duration = API_TIMEOUT_NS / 1e9) -> None:
         self._timeout_ns = duration_ns(timeout, "timeout")
         self._engine = Engine(where)
+        if not self._engine.sees_registry:
+            self._engine.refresh([], self._timeout_ns)  # whom to ask when that one broker is gone
 
     def hello(self) -> HelloAnswer:
         """Who answers, and what it can do."""

@@ -47,6 +47,11 @@ class Surroundings:
         self._directory = directory
         self._endpoint = endpoint
 
+    @property
+    def sees_registry(self) -> bool:
+        """Are all brokers known that live, or one endpoint only?"""
+        return self._directory is not None
+
     def endpoints(self) -> list[str]:
         """The endpoints to begin with; read anew, so a restarted broker is found at once.
 

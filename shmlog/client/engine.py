@@ -62,6 +62,7 @@ class Engine:
         self.session = Session(
             surroundings.endpoints, rng or random.Random(), request_timeout_ns=request_timeout_ns
         )
+        self.sees_registry = surroundings.sees_registry
         self._transport: Transport | None = Transport(surroundings.watch)
         self._closing: str | None = None
         forks.guard(self)
