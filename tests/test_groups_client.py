@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,3 +266,90 @@ def test_members_that_come_and_go_in_good_order_read_everything_once(
         assert not worker.is_alive()
     seen = sorted(place for worker in workers for place in worker.seen)
     assert seen == [(p, o) for p in range(PARTITIONS) for o in range(total)]
+
+
+def test_what_on_assign_raises_comes_out_and_the_partitions_are_read_all_the_same(
+    where: Path, topic: str
+) -> None:
+    raised = []
+
+    def assigned(parts: list[TopicPartition]) -> None:
+        if not raised:
+            raised.append(parts)
+            raise ZeroDivisionError("in on_assign")
+
+    with member(where, topic) as first:
+        assert len(first.assignment) == PARTITIONS
+        second: list[shmlog.Consumer] = []
+        with pytest.raises(ZeroDivisionError):
+            # The constructor gives nothing yet: the first one has to let go.
+            second.append(member(where, topic, on_assign=assigned))
+            for _ in range(1000):
+                next(iter(first.batches(timeout=0.01)))
+                next(iter(second[0].batches(timeout=0.01)))
+        with second[0]:
+            assert second[0].assignment == raised[0]
+            found = drain(second[0], 1)
+            assert {partition for partition, _ in found} <= {tp.partition for tp in raised[0]}
+
+
+def test_what_on_revoke_raises_in_a_close_comes_out_of_it_and_it_is_closed(
+    where: Path, topic: str
+) -> None:
+    def revoked(parts: list[TopicPartition], *, lost: bool) -> None:
+        raise ZeroDivisionError("in on_revoke")
+
+    leaving = member(where, topic, on_revoke=revoked)
+    with pytest.raises(ZeroDivisionError):
+        leaving.close()
+    with pytest.raises(shmlog.errors.ClientClosed):
+        next(iter(leaving))
+    with member(where, topic) as other:  # nobody is left who would have to let go
+        assert len(other.assignment) == PARTITIONS
+    leaving.close()
+
+
+STATIC = """
+import sys, shmlog
+where, topic = sys.argv[1:]
+with shmlog.Consumer(topic, where=where, group=topic, instance_id="static") as consumer:
+    told = 0
+    for batch in consumer.batches(timeout=0.02):
+        if len(consumer.assignment) != told:
+            told = len(consumer.assignment)
+            print(*(tp.partition for tp in consumer.assignment), flush=True)
+"""
+
+
+def _static(where: Path, topic: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STATIC, str(where), topic]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_killed_static_member_had_waits_for_its_return(where: Path, topic: str) -> None:
+    told: list[tuple[str, int]] = []
+    with member(
+        where,
+        topic,
+        on_assign=lambda parts: told.append(("assign", len(parts))),
+        on_revoke=lambda parts, *, lost: told.append(("revoke", len(parts))),
+    ) as other:
+        told.clear()
+        with _static(where, topic) as process:
+            assert process.stdout is not None
+            for _ in other.batches(timeout=0.02):
+                if len(other.assignment) == PARTITIONS // 2:
+                    break
+            had = process.stdout.readline().split()
+            assert len(had) == PARTITIONS // 2
+            process.kill()
+        assert told == [("revoke", PARTITIONS // 2)]
+        with _static(where, topic) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().split() == had
+            process.kill()
+        # It has been heard meanwhile, and nothing was given to it.
+        next(iter(other.batches(timeout=0.1)))
+        assert told == [("revoke", PARTITIONS // 2)]
+        left = {tp.partition for tp in other.assignment}
+        assert left == set(range(PARTITIONS)) - set(map(int, had))

@@ -76,7 +76,8 @@ class Consumer:
         assignor: "uniform" or "range".
         on_assign, on_revoke: called in the thread that asks for the next batch (or closes): with the
             partitions from now on read, and with those that go, on_revoke(partitions, lost=False). What is
-            `lost` is another member's already.
+            `lost` is another member's already. What they raise comes out of that call, and changes nothing: the
+            partitions are taken, or given up, all the same.
         pace: replay: hand records out with the gaps between their timestamps, times this factor (1: as they
             were, 0.1: ten times as fast), over all partitions in the order of time; see pacing.py and `lateness`.
     A change of leaders is no event: the reader goes on at the new one, with no gap and no repeat.
@@ -499,19 +500,27 @@ class Consumer:
         is "auto") and leaves. Idempotent, from any thread.
         """
         member = self._member
-        if member is not None and not self._closed and not member.is_abandoned:
-            self._closed = True
-            self._engine.wake()
-            if self._engine.lock.acquire(timeout=CLOSE_PATIENCE_S):
+        try:
+            if member is not None and not self._closed and not member.is_abandoned:
+                self._closed = True
+                self._engine.wake()
                 try:
                     self._part(member)
                 finally:
-                    self._engine.lock.release()
-            member.close()
-        self._engine.close()
+                    member.close()
+        finally:
+            self._engine.close()
 
     def _part(self, member: GroupMember) -> None:
-        """Give all up, in good order."""
+        """Give all up, in good order, unless another thread reads on and on."""
+        if not self._engine.lock.acquire(timeout=CLOSE_PATIENCE_S):
+            return
+        try:
+            self._give_all_up(member)
+        finally:
+            self._engine.lock.release()
+
+    def _give_all_up(self, member: GroupMember) -> None:
         self._finish(closing=True)
         self._save(member, closing=True)
         if self.on_revoke is not None and self._readers:
