@@ -189,6 +189,9 @@ class Checker:
         offset = start
         while offset < end:
             data = log.read(offset, max_bytes=1 << 20, end_offset=end)
+            if not data and dying:
+                return  # likewise, and what it had ends elsewhere
+            assert data, f"{process}: nothing ends at or below {end}, where it has committed"
             view = memoryview(data)
             for position, header in batches.iterate(view):
                 if dying and terms.term_before(header.end_offset) != header.leader_epoch:
