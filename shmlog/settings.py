@@ -88,15 +88,6 @@ def format_size(size: int) -> str:
     return f"{value:.4g} TiB"
 
 
-def format_duration_ns(ns: int) -> str:
-    """A duration for people: "7d", "1.5s", "250us"."""
-    for unit in ("d", "h", "m", "s", "ms", "us"):
-        if abs(ns) >= _DURATION_NS[unit]:
-            value = ns / _DURATION_NS[unit]
-            return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"
-    return f"{ns}ns"
-
-
 def duration_ms(value: Any) -> int:
     """Milliseconds: an integer as it is (the unit of names that end in .ms), or text such as "100ms"."""
     if isinstance(value, int) and not isinstance(value, bool):

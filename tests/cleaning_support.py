@@ -48,7 +48,7 @@ def keyed(offset: int, rows: Sequence[Row], **fields: Any) -> ls.Stamped:
 def put(log: Log, *rows: Row, **fields: Any) -> ls.Stamped:
     """Append one batch, its producer remembered."""
     one = keyed(log.log_end_offset, rows, **fields)
-    log.append_replicated([one], 0)
+    ls.append_replicated(log, one)
     return one
 
 

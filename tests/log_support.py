@@ -101,6 +101,13 @@ def sync(log: Log) -> None:
         log.finish_sync(job)
 
 
+def append_replicated(log: Log, *batches: Stamped) -> None:
+    """Append what a leader has admitted, and remember its producers as the leader did (P01)."""
+    log.append(batches, 0)
+    for header, _ in batches:
+        log.producers.apply(header, header.base_offset, header.append_time_ns, 0)
+
+
 def checkpoint(log: Log, high_watermark: int | None = None) -> None:
     """Write the checkpoint, as a worker would."""
     run(log.checkpoint_job(log.synced_end_offset if high_watermark is None else high_watermark))

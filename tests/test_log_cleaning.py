@@ -218,7 +218,7 @@ def test_a_follower_takes_a_gap_only_where_it_is_declared(storage):
     while copy.log_end_offset < log.log_end_offset:
         data = log.read(copy.log_end_offset, max_bytes=400, end_offset=log.log_end_offset)
         found = check_replica_batches(data, copy.log_end_offset, ls.TOPIC_ID, 3, -1)
-        copy.append_replicated(found, 0)
+        ls.append_replicated(copy, *found)
     assert cs.records(copy) == cs.records(log)
     ls.sync(copy)
     cs.clean(storage, copy)

@@ -15,6 +15,7 @@ from log_support import (
     TOPIC_ID,
     Stamped,
     append,
+    append_replicated,
     batch,
     checkpoint,
     config,
@@ -56,7 +57,7 @@ def produced(log: Log, number: int, count: int = 2, *, epoch: int = 1) -> Stampe
         producer_epoch=0,
         sequence=count * number,
     )
-    log.append_replicated([one], 0)
+    append_replicated(log, one)
     return one
 
 
@@ -427,33 +428,6 @@ def test_the_end_of_an_epoch_is_where_the_largest_known_one_at_or_below_it_ends(
     assert history.last_epoch == 7
     assert EpochHistory().end_of(3, 9) == (-1, -1)
     assert EpochHistory().last_epoch == -1
-
-
-def test_a_leaders_epochs_are_taken_over_as_the_end_reaches_them() -> None:
-    """T1"""
-    leader = [(1, 0), (3, 6), (4, 9), (8, 12)]
-    storage = MemoryStorage()
-    log = open_log(storage)
-    append(log, 3, epoch=1)
-    append(log, 3, epoch=1)
-    assert log.adopt_epochs(leader)
-    assert log.epochs.entries == leader[:2]
-    assert not log.adopt_epochs(leader)
-    append(log, 3, epoch=3)
-    append(log, 3, epoch=4)
-    assert log.adopt_epochs(leader)
-    assert log.epochs.entries == leader
-    sync(log)
-    checkpoint(log)
-    assert open_log(restarted(storage)).epochs.entries == leader
-
-
-def test_a_log_that_begins_anew_takes_over_the_epoch_in_force_there() -> None:
-    log = open_log(MemoryStorage())
-    many(log, 3)
-    log.start_anew(50)
-    assert log.adopt_epochs([(3, 50), (4, 80)])
-    assert log.epochs.entries == [(3, 50)]
 
 
 def test_a_copy_begins_with_the_batch_that_the_log_start_lies_in() -> None:

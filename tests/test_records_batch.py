@@ -14,7 +14,6 @@ from shmlog.records import layout
 from shmlog.records.batch import RecordBatch, decode_header, iterate, read_size
 from shmlog.records.builder import (
     BATCH_SLACK,
-    batch_size_estimate,
     build,
     build_array,
     record_size,
@@ -80,15 +79,6 @@ def test_no_batch_is_larger_than_its_estimate(rows, codec):
     batch = build(values, keys=keys, timestamps=timestamps, headers=headers, codec=codec)
     sizes = [record_size(key, value, record) for value, key, record, _ in rows]
     assert len(batch) <= sum(sizes) + HEADER_SIZE + BATCH_SLACK
-    header_bytes = sum(
-        6 + len(name.encode()) + len(value or b"") for record in headers for name, value in record
-    )
-    assert len(batch) <= batch_size_estimate(
-        len(rows),
-        sum(len(value or b"") for value in values),
-        sum(len(key or b"") for key in keys),
-        header_bytes,
-    )
 
 
 def test_only_columns_that_are_needed_are_stored():

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from shmlog.errors import InvalidConfig
 from shmlog.settings import (
@@ -17,8 +14,6 @@ from shmlog.settings import (
     TOPIC_SETTINGS,
     TopicConfig,
     check_all,
-    format_duration_ns,
-    parse_duration_ns,
     parse_size,
     resolve,
 )
@@ -112,13 +107,6 @@ def test_every_setting_is_read_by_some_code() -> None:
     for setting in [*TOPIC_SETTINGS, *CLUSTER_SETTINGS]:
         name = read_as.get(setting, setting)
         assert any(f".{name}" in source for source in sources), name
-
-
-@given(st.integers(0, 10**18))
-@hypothesis_settings(deadline=None, derandomize=True)
-def test_durations_are_printed_so_that_they_can_be_read_again(ns: int) -> None:
-    again = parse_duration_ns(format_duration_ns(ns)) if ns else 0
-    assert abs(again - ns) <= ns // 100
 
 
 def test_sizes_are_binary_with_an_i_and_decimal_without() -> None:

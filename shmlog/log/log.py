@@ -249,15 +249,6 @@ class Log:
             if self.epochs.assign(header.leader_epoch, header.base_offset):
                 self._epochs_dirty = True
 
-    def append_replicated(self, batches: Sequence[tuple[BatchHeader, Buffer]], now_ns: int) -> None:
-        """Append what a leader has admitted, and remember its producers as the leader did (P01).
-
-        `now_ns`: running time. Raises as `append` does; the batches were checked (received.py).
-        """
-        self.append(batches, now_ns)
-        for header, _ in batches:
-            self.producers.apply(header, header.base_offset, header.append_time_ns, now_ns)
-
     def _append_all(self, batches: Sequence[tuple[BatchHeader, Buffer]]) -> None:
         active = self._segments[-1]
         start, size, end_offset = 0, active.size, self.log_end_offset
@@ -374,12 +365,6 @@ class Log:
             self._epochs_dirty = True
         table = EpochTable(list(self.epochs.entries))
         return CallJob(partial(self._files.write_epochs, table), self._until_cut())
-
-    def adopt_epochs(self, entries: Sequence[tuple[int, int]]) -> bool:
-        """Take over the leader's entries as far as the own end reaches them (T1); True if that is news."""
-        news = self.epochs.adopt(entries, self.log_end_offset)
-        self._epochs_dirty = self._epochs_dirty or news
-        return news
 
     # -- sync and preallocation -----------------------------------------------------------------------
 

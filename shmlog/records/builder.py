@@ -2,7 +2,7 @@
 
 The producer's half is complete, the broker's half holds magic, batch size and body CRC; `stamp`
 adds the leader's fields in place. Compressed columns that would be no smaller are stored as they
-are, so that a batch is never larger than `batch_size_estimate` says.
+are, so that a batch is never larger than `record_size` says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from shmlog.records.layout import (
     BASE_SEQUENCE_POSITION,
     CHECKSUM,
     HEADER_CRC_END,
-    HEADER_SIZE,
     PRODUCER,
     PRODUCER_POSITION,
     RECORD_HEADER,
@@ -50,17 +49,6 @@ def record_size(key: bytes | None, value: bytes | None, headers: RecordHeaders =
         # A character takes four bytes at most.
         size += RECORD_HEADER.size + 4 * len(name) + (0 if content is None else len(content))
     return size
-
-
-def batch_size_estimate(
-    count: int, value_bytes: int, key_bytes: int = 0, header_bytes: int = 0
-) -> int:
-    """The most bytes a batch of `count` records takes; the other arguments are sums over them.
-
-    `header_bytes` counts each record header as 6 + name + value.
-    """
-    content = value_bytes + key_bytes + header_bytes
-    return HEADER_SIZE + BATCH_SLACK + count * RECORD_OVERHEAD + content
 
 
 def build(

@@ -126,10 +126,6 @@ class RingWriter:
         self._words[L.HIGH_WATERMARK] = position
         self._memory.ring_bell()
 
-    def set_leader_epoch(self, leader_epoch: int) -> None:
-        """The partition has a new epoch."""
-        self._words[L.LEADER_EPOCH] = leader_epoch
-
     def beat(self, now_ns: int) -> None:
         """The writer's loop is alive."""
         self._words[L.HEARTBEAT] = now_ns
