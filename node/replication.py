@@ -278,8 +278,9 @@ class Replication:
             if partition is None or partition.follower is None:
                 continue
             if entry.error:
-                partition.follower.refused(partition.follower.leader_epoch, entry.error)
-                pull.paused[entry.topic_id, entry.partition] = now_ns + PAUSE_NS
+                if partition.follower.awaits(message.seq):  # else it was asked in another epoch
+                    partition.follower.refused(partition.follower.leader_epoch, entry.error)
+                    pull.paused[entry.topic_id, entry.partition] = now_ns + PAUSE_NS
                 continue
             truncation = partition.reconcile(message.seq, entry)
             if truncation is not None:

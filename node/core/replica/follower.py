@@ -169,6 +169,10 @@ class Follower:
         assert self.wants_epochs, self
         self._asked = seq
 
+    def awaits(self, seq: int) -> bool:
+        """Does the answer to question `seq` count?"""
+        return seq == self._asked
+
     def reset(self) -> None:
         """The answer did not come in time: ask again."""
         self._asked = None
@@ -190,7 +194,7 @@ class Follower:
         `producers` None: the answer tells nothing of them. None is returned also where they are needed and not all
         known: the question is to be asked again, for those after `producers_after`.
         """
-        if seq != self._asked or leader_epoch != self.leader_epoch:
+        if not self.awaits(seq) or leader_epoch != self.leader_epoch:
             return None
         plan = plan_truncation(mine, my_end, theirs, their_end, their_log_start)
         stale = is_stale(plan, compacted, mine, my_end, self.recovery_epoch)
