@@ -848,3 +848,15 @@ def test_a_broker_that_does_not_know_the_cluster_yet_calls_no_topic_unknown(
         reply, _ = broker.fetch(topic)
         assert (reply["error"], reply["retriable"]) == (8, True)
     assert broker.ask({"op": "hello"})[0]["error"] == 0
+
+
+def test_the_death_of_an_old_incarnation_says_nothing_of_the_one_that_speaks(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(broker.metadata.raft, "peer_died", lambda peer, now: told.append(peer))
+    broker.metadata._is_newest(1, 3, 0)
+    broker.metadata.peer_died(1, 2, 0)
+    assert told == [], "it may lead by now"
+    broker.metadata.peer_died(1, 3, 0)
+    assert told == [1]
