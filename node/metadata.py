@@ -335,7 +335,8 @@ class Metadata:
     def peer_died(self, broker: int, incarnation: int, now_ns: int) -> None:
         """That incarnation is proven dead."""
         self._deaths[broker] = incarnation
-        if self._incarnations.get(broker, 0) <= incarnation:  # else its successor is there, and may lead
+        if self._incarnations.get(broker, 0) <= incarnation:
+            # Otherwise its successor is there, and may lead.
             self.raft.peer_died(broker, now_ns)
         if self.controller is not None:
             self.controller.died(broker, incarnation, now_ns)
