@@ -46,7 +46,7 @@ class Retention:
         self._budget_bytes = budget_bytes
         self._trimmed = trimmed
         self._rolled = rolled
-        self._watch = plans.JumpWatch()
+        self._watch = plans.JumpWatch(clock.wall_ns(), clock.boottime_ns())
         self._paused = False
         self._due_ns = clock.monotonic_ns()
         self._waiting: dict[Partition, None] = {}

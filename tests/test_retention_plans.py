@@ -210,8 +210,8 @@ def test_names_of_internal_topics() -> None:
 
 def test_a_jump_of_more_than_a_minute_pauses_for_ten() -> None:
     for jump in (JUMP_NS + 1, -JUMP_NS - 1, 10 * 365 * 86400 * NS_PER_S):
-        watch, wall, steady = JumpWatch(), 10**18, 5 * NS_PER_S
-        assert watch.look(wall, steady) == 0
+        wall, steady = 10**18, 5 * NS_PER_S
+        watch = JumpWatch(wall, steady)
         assert watch.look(wall + NS_PER_S, steady + NS_PER_S) == 0
         assert not watch.paused
         wall, steady = wall + jump + 2 * NS_PER_S, steady + 2 * NS_PER_S
@@ -224,8 +224,7 @@ def test_a_jump_of_more_than_a_minute_pauses_for_ten() -> None:
 
 
 def test_a_small_step_a_suspension_and_a_late_look_are_no_jumps() -> None:
-    watch = JumpWatch()
-    watch.look(10**18, 0)
+    watch = JumpWatch(10**18, 0)
     assert watch.look(10**18 + JUMP_NS, 0) == 0
     hour = 3600 * NS_PER_S
     assert watch.look(10**18 + JUMP_NS + hour, hour) == 0
@@ -233,8 +232,7 @@ def test_a_small_step_a_suspension_and_a_late_look_are_no_jumps() -> None:
 
 
 def test_a_second_jump_begins_the_pause_anew() -> None:
-    watch = JumpWatch()
-    watch.look(0, 0)
+    watch = JumpWatch(0, 0)
     watch.look(2 * JUMP_NS, 0)
     watch.look(0, PAUSE_NS // 2)
     assert watch.paused

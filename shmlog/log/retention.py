@@ -167,18 +167,18 @@ class JumpWatch:
     """Has the wall clock been set? Compared with a clock that counts on and on, suspension included.
 
     What deletes by wall-clock time pauses for ten minutes after a jump of more than a minute, so that a clock which is
-    wrong for a moment costs no data. A jump before the first look cannot be seen.
+    wrong for a moment costs no data. A jump before it is made cannot be seen.
     """
 
-    def __init__(self) -> None:
-        self._last: tuple[int, int] | None = None
+    def __init__(self, wall_ns: int, steady_ns: int) -> None:
+        self._last = (wall_ns, steady_ns)
         self._until_ns = 0  # by the steady clock
         self.paused = False
 
     def look(self, wall_ns: int, steady_ns: int) -> int:
         """The two clocks now; by how many ns the wall clock has jumped since the last look, 0 if it has not."""
         last, self._last = self._last, (wall_ns, steady_ns)
-        moved_ns = 0 if last is None else (wall_ns - last[0]) - (steady_ns - last[1])
+        moved_ns = (wall_ns - last[0]) - (steady_ns - last[1])
         if abs(moved_ns) <= JUMP_NS:
             moved_ns = 0
         else:

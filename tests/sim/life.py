@@ -144,6 +144,7 @@ class Life:
         self.seed = seed
         self.options = o = options or options_of(seed)
         self.rng = random.Random(f"life {seed}")
+        self.wall_jumps = [0]
         brokers = range(1, o.brokers + 1)
         self.checker = Checker()
         settings = ClusterConfig(
@@ -413,10 +414,11 @@ class Life:
         self._later(500, 4000, setattr, disk, "is_low", False)
 
     def _wall_clock(self) -> None:
-        before = self.world.wall_jump_ns
         jump_ns = self.rng.randrange(-1200, 1200) * NS_PER_S
-        if self.options.retention and abs(jump_ns - before) <= 60 * NS_PER_S:
-            jump_ns += 200 * NS_PER_S  # a small step is no jump: then ages are wrong by it
+        while any(abs(jump_ns - before) <= 60 * NS_PER_S for before in self.wall_jumps):
+            # A small step is no jump, nor are two that undo each other: ages are wrong by it.
+            jump_ns += 200 * NS_PER_S
+        self.wall_jumps.append(jump_ns)
         self.world.wall_jump_ns = jump_ns
 
     def _no_supervisor(self) -> None:
