@@ -91,7 +91,7 @@ class Compaction:
             log.swaps.facts(),
             log.compaction,
             partition.config,
-            safe_end=min(partition.high_watermark, log.synced_end_offset),
+            safe_end=min(partition.high_watermark, log.compactable_end),
             tombstones_end=0 if self._is_clock_doubtful() else partition.tombstones_end,
             now_ns=self._clock.wall_ns(),
         )

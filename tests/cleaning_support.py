@@ -80,7 +80,7 @@ def clean(
 ) -> CleaningResult | None:
     """One pass, if one is due; only its first `stop_after` swaps, if given: then it is not complete."""
     safe_end = min(
-        log.synced_end_offset, log.log_end_offset if high_watermark is None else high_watermark
+        log.compactable_end, log.log_end_offset if high_watermark is None else high_watermark
     )
     due = plan(
         log.swaps.facts(),

@@ -181,6 +181,22 @@ def test_the_header_of_a_producers_newest_batch_stays(storage):
     assert last[0].base_offset == 24
 
 
+def test_what_a_producer_may_send_again_is_known_after_its_batches_are_gone(storage):
+    log = ls.open_log(storage, config=config())
+    identity = {"producer_id": 7, "producer_epoch": 0}
+    for sequence in range(6):
+        cs.put(log, (b"k", LONG), base_sequence=sequence, **identity)
+        ls.sync(log)  # each at once, in the same instant: when is a snapshot due?
+    assert log.compactable_end >= log._segments[-1].base_offset == 4
+    cs.clean(storage, log)
+    log.close_files()  # as a kill would
+    again = ls.open_log(storage, config=config())
+    assert [offset for offset, _, _ in cs.records(again)] == [3, 4, 5]
+    for sequence in range(1, 6):
+        header, _ = cs.keyed(0, [(b"k", LONG)], base_sequence=sequence, **identity)
+        assert again.producers.check(header).base_offset == sequence
+
+
 def test_a_map_that_is_full_ends_the_pass_and_the_next_goes_on(storage):
     log = ls.open_log(storage, config=config())
     for number in range(30):

@@ -373,7 +373,9 @@ class Log:
         if not self._dirty and not self._directory_dirty:
             return None
         snapshot = None
-        if self._now_ns >= self._snapshot_due_ns or len(self._dirty) > 1 or self.trim_waits:
+        # What is closed may be compacted or removed, once a snapshot knows it.
+        closed_end = self._segments[-1].base_offset
+        if self._now_ns >= self._snapshot_due_ns or closed_end > self._snapshot.end_offset:
             snapshot = self.producers.snapshot(self.log_end_offset)
             self._snapshot_due_ns = self._now_ns + SNAPSHOT_INTERVAL_NS
         job = SyncJob(
@@ -589,6 +591,11 @@ class Log:
         active = self._segments[-1]
         return active.first_append_time_ns if active.size else -1
 
+    @property
+    def compactable_end(self) -> int:
+        """Below it all is synced, and in a producer snapshot: a start finds who has written it once it is compacted."""
+        return min(self.synced_end_offset, self._snapshot.end_offset)
+
     def cleaning_task(self, plan: Plan) -> CleaningTask:
         """A pass for the cleaner."""
         return CleaningTask(
@@ -605,7 +612,8 @@ class Log:
 
     def before_swaps(self, tombstones_dropped: int) -> CheckpointJob:
         """Batches are about to go, tombstones below `tombstones_dropped` among them. The job makes durable what only
-        they tell: that such are gone, and their epochs, which a start would else find in no batch any more.
+        they tell: that such are gone, their epochs and their producers, which a start would else find in no batch any
+        more.
         """
         dropped = max(self.compaction.tombstones_dropped, tombstones_dropped)
         self.compaction = msgspec.structs.replace(self.compaction, tombstones_dropped=dropped)
