@@ -175,6 +175,7 @@ LATER = {
     295: "a sync that ended while a log's level went from disk to os took the level back",
     509: "epochs whose batches compaction had taken were forgotten at a kill, and a follower stopped for good",
     1450: "a replica that began anew did not know the producers of what it had never got, and refused one",
+    5530: "compaction took batches whose producers were in no snapshot yet, and a kill made them unknown",
     4638: "a refusal of a question of an older epoch, come late, had a follower wait for ever",
     1940: "a replica that began anew at a log start within a batch never got its first batch",
 }
