@@ -387,6 +387,20 @@ def test_the_lease_begins_when_the_answered_request_left() -> None:
     assert follower.lease_until_ns == told
 
 
+def test_who_has_not_got_what_is_committed_has_no_lease_from_it() -> None:
+    """I13: what it lacks may be that it was fenced."""
+    one = raft(3)
+    request = AppendRequest(**_fields(append(1, 1)), lease_until_ns=2000 * MS)
+    request.commit = 1
+    one.step(1, request, MS)
+    assert one.lease_until_ns == 0
+    request = AppendRequest(**_fields(append(1, 2)), lease_until_ns=2000 * MS)
+    request.commit = 1
+    one.step(1, request, 2 * MS, [Entry(0, 1, 1, b"fence")])
+    assert one.commit_offset == 1
+    assert one.lease_until_ns == 2000 * MS
+
+
 def _fields(request: AppendRequest) -> dict[str, int]:
     return {
         name: getattr(request, name)

@@ -97,8 +97,10 @@ class Coordinator:
     # -- the turn -------------------------------------------------------------------------------------
 
     def follow(self, image: Image) -> None:
-        """The image is new: do groups read topics that have changed?"""
+        """The image is new: what is led no more ends at once, and groups may read topics that have changed."""
         self._is_there = OFFSETS_TOPIC in image.topics
+        for index in list(self._shards):
+            self._end_unless_led(index, self._context.clock.monotonic_ns())
         topics = {
             name: (topic.topic_id, len(topic.partitions))
             for name, topic in image.topics.items()
@@ -144,17 +146,22 @@ class Coordinator:
         due = [due for s in self._shards.values() if (due := s.load_due_ns()) is not None]
         return min((self._tick_ns, *due))
 
+    def _end_unless_led(self, index: int, now_ns: int) -> None:
+        shard = self._shards[index]
+        if shard.leads:
+            return
+        if not shard.is_over:
+            shard.stop()
+        else:
+            self._retry_ns[index] = now_ns + RELOAD_NS
+        for group, member in shard.heard:
+            self._members.remove((group, member))
+        del self._shards[index]
+
     def _follow(self, index: int, now_ns: int) -> None:
+        if index in self._shards:
+            self._end_unless_led(index, now_ns)
         shard = self._shards.get(index)
-        if shard is not None and not shard.leads:
-            if not shard.is_over:
-                shard.stop()
-            else:
-                self._retry_ns[index] = now_ns + RELOAD_NS
-            for group, member in shard.heard:
-                self._members.remove((group, member))
-            del self._shards[index]
-            shard = None
         if shard is None:
             partition = self._context.partitions.get((OFFSETS_TOPIC, index))
             if partition is None or partition.leader is None:

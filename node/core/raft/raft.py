@@ -537,12 +537,13 @@ class Raft:
             self._become_follower(request.term, sender)
         if not self._leader_dead:  # else its last words: good entries, but no sign of life
             self._follow(sender)
-        self._lease_ns = max(self._lease_ns, request.lease_until_ns)
         if self._terms.term_before(request.prev_offset) != request.prev_term:
             self._refuse(sender, request)
             return
         self._match_end = max(self._match_end, self._take_entries(request.prev_offset, entries))
         self.commit_offset = max(self.commit_offset, min(request.commit, self._match_end))
+        if self.commit_offset >= request.commit:  # else it may be fenced by what it has not got yet
+            self._lease_ns = max(self._lease_ns, request.lease_until_ns)
         self._accepted_ns = max(self._accepted_ns, request.sent_ns)
         self._report(sender, request.sent_ns)
         if self.is_abstaining and self._is_trusted(request):
