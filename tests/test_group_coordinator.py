@@ -120,6 +120,15 @@ def test_the_first_member_gets_all_a_second_one_its_half_once_it_was_given_up(gr
     assert assigned(group.settle(waiting)) == {"t": [2, 3]}
 
 
+def test_who_joins_again_has_its_waiting_heartbeat_answered_too(group: Group) -> None:
+    group.join("a")
+    waiting = group.post("a", 1, {"t": [0, 1, 2, 3]})
+    group.broker.turn()
+    again = group.join("a")
+    assert assigned(again) == {"t": [0, 1, 2, 3]}
+    assert assigned(group.settle(waiting)) == {"t": [0, 1, 2, 3]}
+
+
 def test_a_commit_is_taken_from_the_owner_only_and_is_there_after_a_restart(
     group: Group, tmp_path: Path
 ) -> None:

@@ -171,7 +171,7 @@ def _join(
     shard.groups[group.name] = group
     for replaced in known - group.members.keys():
         context.coordinator.forget(shard, (group.name, replaced))
-    before = shard.heard.pop(key, None)
+    before = shard.heard.get(key)
     if before is not None and before.beat is not None:
         before.beat.supersede()
     member = group.members[request.member]

@@ -179,9 +179,9 @@ class Checker:
         if commit > seen.commit:
             self._committed(process, seen.commit, commit, dying=dying)
             seen.commit = commit
-        if metadata.image.offset < seen.image:
+        if metadata.image.offset < seen.image.offset:
             raise Violation(f"I2 {process}: image went back to {metadata.image.offset}")
-        seen.image = metadata.image.offset
+        seen.image_before, seen.image = seen.image, metadata.image
 
     def _committed(self, process: Process, start: int, end: int, *, dying: bool) -> None:
         assert process.node is not None
@@ -590,12 +590,14 @@ class Checker:
             )
 
     def lowest_minimum(self, key: Key) -> int:
-        """Images differ for a moment after a change: the lowest minimum that any broker goes by."""
+        """Images differ for a moment after a change: the lowest minimum that any broker goes by, or went by when the
+        turn began that is looked at.
+        """
         lowest = 99
-        for process in self.world.living():
-            if process.node is not None:
-                topic = process.node.metadata.image.by_id(key[0])
-                if topic is not None:
+        for seen in self._seen.values():
+            for image in (seen.image_before, seen.image):
+                topic = image.by_id(key[0])
+                if topic is not None and key[1] < len(topic.partitions):
                     replicas = len(topic.partitions[key[1]].replicas)
                     lowest = min(lowest, topic.config.minimum_isr(replicas))
         return lowest

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
+from node.core.cluster.image import Image
 from shmlog.records import batch as batches
 from shmlog.records.layout import FLAGS_OF_COMPACTION, Flag
 
@@ -199,10 +200,11 @@ class Replica:
 class Seen:
     """What was seen of one process."""
 
-    __slots__ = ("acks", "commit", "image", "leader_of", "opened", "term")
+    __slots__ = ("acks", "commit", "image", "image_before", "leader_of", "opened", "term")
 
     def __init__(self) -> None:
-        self.commit = self.term = self.image = 0
+        self.commit = self.term = 0
+        self.image = self.image_before = Image()  # after the last turn, and after the one before
         self.leader_of = -1
         self.acks: list[tuple[Any, Any]] = []
         self.opened: dict[tuple[bytes, int], int] = {}  # session, id -> until when to be answered
