@@ -369,13 +369,6 @@ class Catalog:
                 epoch_start=state.epoch_start,
                 isr=state.isr,
             )
-            if state.recovery_epoch == state.leader_epoch:
-                journal.warning(
-                    "elected though not in sync",
-                    partition=str(partition.name),
-                    leader_epoch=state.leader_epoch,
-                    lost=state.lost,
-                )
             self.settled(partition)
         elif partition.leader is not None and partition.confirmed():
             self.settled(partition)
@@ -390,7 +383,15 @@ class Catalog:
         if partition.cutting:
             return  # the cut ends first, and then this is looked at again
         partition.stop_following()
-        epoch = partition.elected_epoch = partition.state.leader_epoch
+        state = partition.state
+        epoch = partition.elected_epoch = state.leader_epoch
+        if state.recovery_epoch == epoch:
+            journal.warning(
+                "elected though not in sync",
+                partition=str(partition.name),
+                leader_epoch=epoch,
+                lost=state.lost,
+            )
         partition.log.begin_epoch(epoch)
         job = partition.log.sync_job() if partition.config.durability == "disk" else None
         if job is None:

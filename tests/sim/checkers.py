@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from node.core.cluster.elections import last_begun
 from node.core.cluster.image import (
     BrokerRecord,
     FenceRecord,
@@ -91,6 +92,7 @@ class Checker:
 
         def look_first(partition: Partition, *args: Any) -> None:
             # What became committed in this very turn must be seen before it goes.
+            self._check_raft(process, seen, dying=False)
             self._check_partition(process, partition)
             drop(partition, *args)
 
@@ -134,6 +136,7 @@ class Checker:
         assert node is not None
         self.checks += 1
         seen = self._seen[process.number]
+        seen.image_before = seen.image
         self._check_raft(process, seen, dying=dying)
         for partition in node.context.partitions.values():
             if not partition.cutting:
@@ -181,7 +184,7 @@ class Checker:
             seen.commit = commit
         if metadata.image.offset < seen.image.offset:
             raise Violation(f"I2 {process}: image went back to {metadata.image.offset}")
-        seen.image_before, seen.image = seen.image, metadata.image
+        seen.image = metadata.image
 
     def _committed(self, process: Process, start: int, end: int, *, dying: bool) -> None:
         assert process.node is not None
@@ -292,13 +295,16 @@ class Checker:
             begun = (new.leader_epoch, new.epoch_start, self.world.now_ns)
             self.begun.setdefault(key, []).append(begun)
             if new.epoch_start < truth.end:
-                self._judge_loss(key, truth, new)
+                self._judge_loss(key, truth, before, new)
         for broker in set(new.isr) - set(before.isr):
             if not recovered:
                 self._check_member(key, truth, broker, new.isr)
 
-    def _judge_loss(self, key: Key, truth: Truth, new: PartitionRecord) -> None:
-        recovery = new.recovery_epoch == new.leader_epoch
+    def _judge_loss(
+        self, key: Key, truth: Truth, before: PartitionRecord, new: PartitionRecord
+    ) -> None:
+        # Its winner may have been elected once more before an epoch of it began.
+        recovery = new.recovery_epoch > last_begun(before)
         if not recovery or self.world.boots == 1 or truth.always_disk:
             raise Violation(
                 f"I7 {truth.name}: epoch {new.leader_epoch} starts at {new.epoch_start}, "
@@ -510,11 +516,9 @@ class Checker:
             )
 
     def _awaits_recovery(self, key: Key) -> bool:
-        """Has a recovery election been won, and its epoch not begun?"""
+        """Has a recovery election been won, and no epoch begun since?"""
         state = self.image.partition(*key)
-        return (
-            state is not None and not state.started and state.recovery_epoch == state.leader_epoch
-        )
+        return state is not None and not state.started and state.recovery_epoch > last_begun(state)
 
     def _leads(
         self, process: Process, partition: Partition, key: Key, truth: Truth, replica: Replica
