@@ -131,6 +131,9 @@ class Catalog:
         )  # names whose directory a worker opens, or has to cut
         # Topics with partitions that found no space, and by what circumstances they are to be opened.
         self._unopened: dict[bytes, LastStop] = {}
+        # Of these, before the registration, what is here already.
+        self._untold: set[TopicPartition] = set()
+        self._is_registered = False
         self._reported: dict[Partition, None] = {}  # followers have reported: one may want to join
         self._begun: dict[Partition, int] = {}  # epochs whose start is to be reported
         self._ring_count = 0
@@ -140,8 +143,10 @@ class Catalog:
 
     @property
     def is_open(self) -> bool:
-        """Are all hosted partitions of the image open?"""
-        return not self._busy
+        """Are all hosted partitions of the image open? New ones may wait for space, and those that were here once the
+        broker is registered: a replica that it leaves out counts as lost.
+        """
+        return not self._busy and not self._untold
 
     @property
     def is_complete(self) -> bool:
@@ -253,6 +258,9 @@ class Catalog:
         if is_no_space(error):
             journal.warning("no space to open", partition=str(name))
             self._unopened[topic.topic_id] = stop
+            here = f"{self._data_dir}/{paths.partition_dir(*name)}"
+            if not self._is_registered and self._storage.exists(here):
+                self._untold.add(name)
             return
         if error is not None:
             raise error
@@ -351,6 +359,7 @@ class Catalog:
 
     def registered(self) -> None:
         """The cluster has taken note of replicas that were lossy at the start."""
+        self._is_registered = True
         for partition in self._context.partitions.values():
             if partition.log.recovery.lossy:
                 self._write_down(partition, partition.log.forget_lossy())
@@ -554,6 +563,7 @@ class Catalog:
             if topic is not None:
                 self._follow_topic(topic)
         self._unopened.clear()
+        self._untold.clear()
 
     def _close_topic(self, topic: Topic) -> None:
         for state in topic.partitions:

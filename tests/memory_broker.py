@@ -168,6 +168,7 @@ class MemoryBroker:
         shuffle: int | None = None,
         files_max: int = 1 << 20,
         kernel: Kernel | None = None,
+        is_awaited: bool = True,
     ) -> None:
         self.storage = storage or MemoryStorage()
         self.clock = clock or ManualClock(monotonic_ns=10**9)
@@ -196,6 +197,8 @@ class MemoryBroker:
         self.context, self.catalog, self.loop = node.context, node.catalog, node.loop
         self.metadata, self.standing = node.metadata, node.standing
         self._id = 0
+        if not is_awaited:
+            return
         self.until(lambda: self.standing.is_registered)
         partitions = self.context.partitions.values()
         self.until(lambda: all(partition.leader for partition in partitions))

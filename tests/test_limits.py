@@ -19,7 +19,7 @@ from node.io import wire as wires
 from node.io.workers import is_no_space
 from shmlog import directory, process, registry
 from shmlog.cli import main as cli
-from shmlog.clock import ManualClock
+from shmlog.clock import NS_PER_S, ManualClock
 from shmlog.errors import InvalidConfig
 from shmlog.log import producers
 from shmlog.log.producers import ProducerStates
@@ -222,6 +222,30 @@ def test_a_start_without_space_serves_what_can_be_opened(tmp_path: Path) -> None
     assert second.values("t", 1) == [b"v"]
     assert second.fetch("t", 0, 0)[0]["error"] == 5
     assert second.ask({"op": "delete_topic", "topic": "t"})[0]["error"] == 0
+
+
+def test_what_is_here_and_cannot_be_opened_yet_is_not_left_out_of_a_registration(
+    tmp_path: Path,
+) -> None:
+    first = MemoryBroker(tmp_path)
+    first.create("t")
+    first.produce("t", b"v")
+    storage, full = first.storage, True
+
+    def no_room(kind: str, path: str) -> None:
+        if full and path.startswith("data/t-0"):
+            raise OSError(errno.ENOSPC, "full", path)
+
+    storage.on_operation = no_room
+    second = MemoryBroker(tmp_path, storage=storage, incarnation=2, is_awaited=False)
+    for _ in range(20):
+        second.clock.advance(NS_PER_S)
+        second.turn()
+    assert not second.standing.is_registered, "left out it would count as lost"
+    full = False
+    second.clock.advance(NS_PER_S)
+    second.until(lambda: second.standing.is_registered)
+    second.until(lambda: second.values("t") == [b"v"])
 
 
 class _Socket:

@@ -179,6 +179,7 @@ LATER = {
     7911: "a broker that had been stopped had its lease before it had heard that it was fenced",
     8692: "a coordinator that had just ceased to lead stored a group's change once more, and ended",
     9443: "a member that joined again while its heartbeat waited was not known",
+    14067: "a log that found no space to be opened was taken for lost, and a replica with less was elected",
     4638: "a refusal of a question of an older epoch, come late, had a follower wait for ever",
     1940: "a replica that began anew at a log start within a batch never got its first batch",
 }
