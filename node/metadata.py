@@ -227,7 +227,7 @@ class Metadata:
         quorum = checkpoint.read_newest(self._storage, self._quorum_file, Quorum)
         if quorum is not None and not exists:
             # Killed before the rename: what was read stands aside, and may be in the page cache only.
-            checkpoint.write(self._storage, self._quorum_file, quorum)
+            checkpoint.write(self._storage, self._quorum_file, quorum, is_gapless=True)
         lost = quorum is None and (exists or self.log.log_end_offset > 0)
         quorum = quorum or Quorum(0, NOBODY, False)
         if (lost or self.log.recovery.lossy) and not quorum.abstaining:
@@ -235,7 +235,7 @@ class Metadata:
             journal.warning("this voter abstains until it knows all", reason=reason)
             # At once: the evidence goes with the first start that the cluster takes note of.
             quorum = Quorum(quorum.term, quorum.voted_for, True)
-            checkpoint.write(self._storage, self._quorum_file, quorum)
+            checkpoint.write(self._storage, self._quorum_file, quorum, is_gapless=True)
         return HardState(quorum.term, quorum.voted_for, quorum.abstaining)
 
     def _read_tail(self) -> None:
@@ -430,7 +430,7 @@ class Metadata:
         def run() -> None:
             if changed:
                 quorum = Quorum(state.term, state.voted_for, state.abstaining)
-                checkpoint.write(self._storage, self._quorum_file, quorum)
+                checkpoint.write(self._storage, self._quorum_file, quorum, is_gapless=True)
             if job is not None:
                 job.run()
 

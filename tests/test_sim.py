@@ -180,6 +180,7 @@ LATER = {
     8692: "a coordinator that had just ceased to lead stored a group's change once more, and ended",
     9443: "a member that joined again while its heartbeat waited was not known",
     14067: "a log that found no space to be opened was taken for lost, and a replica with less was elected",
+    16094: "of a vote file only the generation before was left by a power cut, and a lone voter never voted again",
     4638: "a refusal of a question of an older epoch, come late, had a follower wait for ever",
     1940: "a replica that began anew at a log start within a batch never got its first batch",
 }

@@ -47,3 +47,20 @@ def test_a_term_that_a_start_has_found_survives_a_power_cut(earlier: int) -> Non
         assert earlier <= term <= earlier + 1
         for seed in range(20):
             assert started(image.after_power_cut(random.Random(seed))) >= term
+
+
+def test_a_power_cut_while_a_vote_is_written_leaves_that_one_or_the_one_before() -> None:
+    storage = MemoryStorage()
+    storage.make_dir("data")
+    storage.sync_dir("")
+    for term in (1, 2):
+        checkpoint.write(storage, PATH, Quorum(term, -1, False), is_gapless=True)
+
+    def cut(*_: str) -> None:
+        for seed in range(40):
+            storage.on_operation = None
+            assert started(storage.after_power_cut(random.Random(seed))) in (2, 3)
+            storage.on_operation = cut
+
+    storage.on_operation = cut
+    checkpoint.write(storage, PATH, Quorum(3, -1, False), is_gapless=True)

@@ -52,8 +52,14 @@ class EpochTable(msgspec.Struct, frozen=True):
     entries: list[tuple[int, int]]
 
 
-def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
-    """Make `value` durable at `path`. In a worker: this syncs."""
+def write(
+    storage: Storage, path: str, value: msgspec.Struct, *, is_gapless: bool = False
+) -> None:
+    """Make `value` durable at `path`. In a worker: this syncs.
+
+    `is_gapless`: a power cut never leaves the generation before alone, also where the file system keeps no order.
+    """
+    parent = path.rpartition("/")[0]
     exists = storage.exists(path)
     if not exists and storage.exists(path + ".previous") and storage.exists(path + ".new"):
         storage.rename(path + ".new", path)  # stopped between the two renames: that is the newest
@@ -67,9 +73,11 @@ def write(storage: Storage, path: str, value: msgspec.Struct) -> None:
         storage.unlink(path + ".previous")
         _write_aside(storage, path, value)
     if exists:
+        if is_gapless:
+            storage.sync_dir(parent)
         storage.rename(path, path + ".previous")
     storage.rename(path + ".new", path)
-    storage.sync_dir(path.rpartition("/")[0])
+    storage.sync_dir(parent)
 
 
 def _write_aside(storage: Storage, path: str, value: msgspec.Struct) -> None:
