@@ -52,9 +52,7 @@ class EpochTable(msgspec.Struct, frozen=True):
     entries: list[tuple[int, int]]
 
 
-def write(
-    storage: Storage, path: str, value: msgspec.Struct, *, is_gapless: bool = False
-) -> None:
+def write(storage: Storage, path: str, value: msgspec.Struct, *, is_gapless: bool = False) -> None:
     """Make `value` durable at `path`. In a worker: this syncs.
 
     `is_gapless`: a power cut never leaves the generation before alone, also where the file system keeps no order.

@@ -348,6 +348,7 @@ class Checker:
         else:
             if replica.leads and truth.end < high_watermark <= end:
                 # It moved and was deposed in one turn: what all members have stored is committed.
+                replica.end = end
                 self._extend(process, partition, key, truth, high_watermark, replica.epoch)
             replica.leads = False
         if log._generation != replica.generation:
