@@ -30,7 +30,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from shmlog import clock, process
-from shmlog.errors import InvalidConfig
+from shmlog.errors import DiskFull, InvalidConfig
 
 _MEMORY_NAME = re.compile(r"/sl[A-Za-z0-9]{1,28}")
 LOCK_ATTEMPTS, LOCK_PAUSE_S = 100, 0.01
@@ -115,7 +115,7 @@ class Registration:
     def publish(self, entry: Entry) -> None:
         """Make the entry visible and lock it. The entry's `started` becomes the file's time.
 
-        Raises: InvalidConfig: a living process holds this name.
+        Raises: InvalidConfig: a living process holds this name. DiskFull.
         """
         temporary = self.file.with_suffix(".new")
         fd = os.open(temporary, _NEW_FILE, 0o600)
@@ -126,8 +126,10 @@ class Registration:
             os.write(fd, msgspec.json.encode(entry) + b"\n")
             os.utime(fd, ns=(entry.started, entry.started))
             os.rename(temporary, self.file)
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"{self.file}: {error.strerror}: make some, then start") from None
             raise
         self._fd = fd
 

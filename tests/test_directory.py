@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmlog import clock, directory, process, registry
-from shmlog.errors import ClusterNotFound, InvalidConfig
+from shmlog.errors import ClusterNotFound, DiskFull, InvalidConfig
 
 NOW_NS = 1_795_341_740_021_518_000
 
@@ -208,6 +209,15 @@ def test_an_entry_lives_as_long_as_its_lock(cluster: Path) -> None:
     seen = directory.read_entries(cluster)[0]
     assert (seen.entry.pid, seen.alive, seen.died_ns) == (os.getpid(), False, None)
     mine.close()  # twice is once
+
+
+def test_a_full_disk_is_said_in_one_line(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(DiskFull, match=r"broker-0.*No space left on device: make some, then start"):
+        registry.Registration(directory.registry_file(cluster, 0)).publish(entry())
 
 
 def test_a_clean_stop_removes_the_entry(cluster: Path) -> None:
