@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,7 +177,8 @@ class MemoryBroker:
         self.workers = HandWorkers(None if shuffle is None else random.Random(shuffle))
         # No budget, no room: rings on the heap, made at once. Else a worker makes them.
         self.rings = Rings(MemoryList(tmp_path / "names"), ring_budget)
-        ids = itertools.count(incarnation << 32)
+        # Names of rings are made of topic ids, and other processes run tests, too.
+        ids = itertools.count(zlib.crc32(str(tmp_path).encode()) << 64 | incarnation << 32)
         endpoints = {"client": "ipc:///nowhere", "peer": "ipc:///nowhere"}
         node = Node(
             Voting("c", 0, incarnation, "boot", (0,), (0,)),
