@@ -61,6 +61,7 @@ PLANTED: dict[str, Planted] = {}
 
 # Those that hundreds of lives do not show, and the test that each turns red (tests/test_planted.py proves it).
 DIRECTED = {
+    "epochs-ignored": "test_replica.test_t1_a_follower_reconciles_before_it_fetches",
     "same-leader-no-cut": "test_replica.test_b04_a_rise_of_the_epoch_is_enough_be_it_the_same_leader",
     "producers-not-told": "test_sim.test_what_a_later_life_has_shown_stays_mended",
     "epochs-not-cut": "test_log_cuts.test_epochs_are_cut_on_every_truncation_also_at_the_end",
