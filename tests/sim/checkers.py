@@ -417,7 +417,9 @@ class Checker:
             return
         # By the clock as it was when the process began: it has seen, or not felt, whatever was done to it since.
         now_ns = WALL_NS + self.world.now_ns + process.began_wall_jump_ns
-        for base, append_ns in truth.append_times_from(before).items():
+        behind = (s for s in log.segments if s.size and s.base_offset >= truth.end)
+        lowest = min((s.first_append_time_ns for s in behind), default=1 << 63)
+        for base, append_ns in truth.append_times_from(before, lowest).items():
             age_ms = (now_ns - append_ns) // NS_PER_MS
             if base < start and not 0 <= config.retention <= age_ms:
                 raise Violation(

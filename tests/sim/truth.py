@@ -68,9 +68,12 @@ class Truth:
         self.newest: dict[bytes, int] = {}  # key -> offset of its last record
         self.lost_newest: dict[bytes, int] = {}  # the same of what a recovery election has given up
 
-    def append_times_from(self, offset: int) -> dict[int, int]:
-        """Base offset -> the lowest append time from that batch on: where one is higher, its clock was wrong."""
-        lowest, times = 1 << 63, {}
+    def append_times_from(self, offset: int, lowest: int = 1 << 63) -> dict[int, int]:
+        """Base offset -> the lowest append time from that batch on: where one is higher, its clock was wrong.
+
+        `lowest`: of what is not committed yet.
+        """
+        times = {}
         for batch in reversed(self.batches):
             if batch.end <= offset:
                 break
