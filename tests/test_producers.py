@@ -73,9 +73,18 @@ def test_a_batch_without_a_producer_is_always_let_pass_and_never_remembered() ->
     assert len(states) == 0
 
 
-def test_the_window_holds_the_last_five_batches() -> None:
-    states = seven(batches=7)
+def test_five_batches_that_are_cut_leave_the_five_before_them() -> None:
+    states, said = seven(batches=12), ProducerStates()
+    said.complete_from(states, 100 + 10 * 7)
     for number in range(2, 7):
+        assert said.check(header(10 * number, epoch=1)) == Duplicate(
+            100 + 10 * number, 5000 + number
+        )
+
+
+def test_the_window_holds_the_last_ten_batches() -> None:
+    states = seven(batches=12)
+    for number in range(2, 12):
         assert states.check(header(10 * number, epoch=1)) == Duplicate(
             100 + 10 * number, 5000 + number
         )

@@ -124,8 +124,10 @@ class Opening:
         opened, at = self._opened, self._at
         self._set_foreign_aside()
         lost = self._lost()
-        if not self._storage.exists(self._directory):
+        is_here = self._storage.exists(self._directory)
+        if not is_here:
             self._storage.make_dir(self._directory)
+        if not is_here or not at.clean:  # who made it may have been killed before its name was durable
             self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
         self._verify |= self._storage.exists(f"{self._directory}/{paths.SUSPECT}")
         for base, end in begun_swaps(self._storage, self._directory):
@@ -148,6 +150,7 @@ class Opening:
         self._remove_leftovers()
         if not at.clean:
             self._rewrite()
+            opened.directory_dirty = True  # the same of its files: what they hold would be acked
         self._report.high_watermark = max(
             opened.log_start,
             min(self._found.high_watermark if self._found else 0, opened.end_offset),

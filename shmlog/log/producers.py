@@ -1,9 +1,10 @@
 """Idempotence: what the log remembers of each producer, rebuilt from batch headers.
 
-Per producer id: its epoch and its last five batches (first and last sequence, base offset, append time). A
-batch whose sequences equal one of the five is a duplicate: it is answered with the original offset and nothing is
-appended. Kafka's rules (KIP-98, KIP-360) but for one: an unknown producer must begin at sequence 0, so that a
-lost tail shows.
+Per producer id: its epoch and its last batches (first and last sequence, base offset, append time). A batch whose
+sequences equal those of one of them is a duplicate: it is answered with the original offset and nothing is appended.
+There are ten: five may be in flight, and where these are cut off again (T2) the five before them may still be sent
+again. Kafka's rules (KIP-98, KIP-360) but for that, and for one: an unknown producer must begin at sequence 0, so that
+a lost tail shows.
 
 Beyond PRODUCERS_MAX the one whose last batch is longest ago is forgotten, as if its time were up.
 
@@ -22,7 +23,7 @@ from shmlog.errors import Code, OutOfSequence, ProducerFenced
 from shmlog.records.header import BatchHeader
 from shmlog.records.layout import SEQUENCE_END
 
-WINDOW = 5
+WINDOW = 10
 PRODUCERS_MAX = 100_000  # of one partition: anybody may name any id, and each is remembered
 
 
