@@ -620,6 +620,14 @@ def test_a_follower_that_missed_a_dropped_tombstone_begins_anew() -> None:
     assert (replica.state, replica.high_watermark) == (State.FETCHING, 2)
 
 
+def test_a_cut_that_would_miss_a_dropped_tombstone_begins_anew() -> None:
+    replica = Follower(high_watermark=5)
+    replica.follow(0, 5, True)
+    replica.asked(1)
+    plan = replica.handle_epochs(1, 5, [(1, 0), (3, 5)], 30, 2, [(1, 0), (2, 5)], 21, Compacted(11))
+    assert plan == Truncation(2, anew=True), "its own to 5, then the leader's without the deletes"
+
+
 def test_who_has_seen_every_tombstone_goes_on_where_it_was() -> None:
     replica = Follower(high_watermark=9)
     replica.follow(0, 5, True)

@@ -182,7 +182,8 @@ LATER = {
     14067: "a log that found no space to be opened was taken for lost, and a replica with less was elected",
     16094: "of a vote file only the generation before was left by a power cut, and a lone voter never voted again",
     19050: "a cut took a producer's last five batches, and those before them were not known any more",
-    20428: "the name of a file that a killed broker had made was not durable, and a power cut took what was acked in it",
+    20428: "the name of a file that a killed broker had made was not durable; a power cut took it",
+    20841: "a replica that was cut below a delete that its leader had dropped kept the key",
     4638: "a refusal of a question of an older epoch, come late, had a follower wait for ever",
     1940: "a replica that began anew at a log start within a batch never got its first batch",
 }

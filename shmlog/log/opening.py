@@ -127,7 +127,8 @@ class Opening:
         is_here = self._storage.exists(self._directory)
         if not is_here:
             self._storage.make_dir(self._directory)
-        if not is_here or not at.clean:  # who made it may have been killed before its name was durable
+        if not is_here or not at.clean:
+            # Who made it may have been killed before its name was durable.
             self._storage.sync_dir(self._directory.rpartition("/")[0] or ".")
         self._verify |= self._storage.exists(f"{self._directory}/{paths.SUSPECT}")
         for base, end in begun_swaps(self._storage, self._directory):

@@ -511,7 +511,7 @@ def _deletes_go_at_once() -> list[tuple[Any, str, Any]]:
 @_bug("3.3", "a follower that has missed a delete goes on")
 def _missed_deletes() -> list[tuple[Any, str, Any]]:
     return [
-        (following, "is_stale", lambda *args: False),
+        (following, "misses_deletes", lambda *args: False),
         (Leader, "lowest_end", property(lambda self: 1 << 60)),
     ]
 

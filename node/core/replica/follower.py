@@ -50,12 +50,17 @@ class Compacted(NamedTuple):
     mine_below: int = 0
 
 
+def misses_deletes(end_offset: int, compacted: Compacted) -> bool:
+    """Would a log that ends there go on behind deletes that it has not seen, and that are gone?"""
+    return end_offset < compacted.their_tombstones
+
+
 def is_stale(
     plan: Truncation, compacted: Compacted, mine: Entries, my_end: int, recovery_epoch: int
 ) -> bool:
     """Must a log begin anew though the plan would keep some of it?"""
     given_up = last_epoch(mine, my_end) < recovery_epoch
-    return my_end < compacted.their_tombstones or (
+    return misses_deletes(my_end, compacted) or (
         given_up and plan.end_offset < compacted.mine_below
     )
 
@@ -198,13 +203,13 @@ class Follower:
             return None
         plan = plan_truncation(mine, my_end, theirs, their_end, their_log_start)
         stale = is_stale(plan, compacted, mine, my_end, self.recovery_epoch)
-        if stale:
-            plan = Truncation(their_log_start, anew=True)
         self.tombstones_known = compacted.their_tombstones
         self._truncation_epoch, self._asked = leader_epoch, None
         if not stale and not may_cut(plan, self.high_watermark, mine, my_end, self.recovery_epoch):
             self.truncation, self.state = plan, State.STOPPED
             return None
+        if stale or misses_deletes(plan.end_offset, compacted):
+            plan = Truncation(their_log_start, anew=True)
         if plan.anew and not self._gather(plan.end_offset, producers):
             return None
         self.truncation, self.state = plan, State.TRUNCATING
