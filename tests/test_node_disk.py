@@ -123,6 +123,29 @@ def test_delete_records_raises_the_log_start_for_good(tmp_path: Path) -> None:
     assert again.ask(trim)[0]["partitions"][0]["error"] == 1
 
 
+def test_a_leader_that_does_not_know_yet_what_is_committed_says_so(tmp_path: Path) -> None:
+    """And not that an offset is behind the end, which would be no reason to ask again."""
+    first = MemoryBroker(tmp_path)
+    first.create("t")
+    assert [first.produce("t", b"%d" % i)["base_offset"] for i in range(5)] == [0, 1, 2, 3, 4]
+    killed = first.storage.after_kill(random.Random(1))
+    broker = MemoryBroker(tmp_path, storage=killed, clock=first.clock, incarnation=2)
+    ledger = broker.context.partitions["t", 0].leader
+    assert ledger is not None
+    ledger.high_watermark = 2  # as of a leader that was a follower: the others have not told yet
+    latest = {"topic": "t", "partition": 0, "timestamp": -1}
+    trims = [{"topic": "t", "partition": 0, "offset": offset} for offset in (3, -1)]
+    questions = [
+        {"op": "list_offsets", "partitions": [latest]},
+        *({"op": "delete_records", "partitions": [trim]} for trim in trims),
+    ]
+    answers = [broker.ask(question)[0]["partitions"][0] for question in questions]
+    assert [answer["name"] for answer in answers] == ["OFFSET_NOT_AVAILABLE"] * 3
+    ledger.high_watermark = 5
+    answers = [broker.ask(question)[0]["partitions"][0] for question in questions]
+    assert [answer.get("offset", answer.get("log_start")) for answer in answers] == [5, 3, 5]
+
+
 def test_a_sync_does_not_take_back_the_level_that_is_on_its_way(broker: MemoryBroker) -> None:
     broker.create("d", durability="disk")
     assert broker.produce("d", b"1")["error"] == 0

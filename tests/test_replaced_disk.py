@@ -109,9 +109,10 @@ def test_a_copy_that_begins_behind_a_producers_batches_knows_the_producer() -> N
         sent = _ask(cluster, first, {**record, "base_sequence": 0}, b"k", b"v")
         assert (sent["error"], sent["base_offset"]) == (0, 0)
         cluster.wait_isr("t")
+        cluster.pause(first)  # it is not there again before the records are deleted
+        _until(lambda: cluster.wait_leader("t", 0) != first, "another leads")
+        admin.delete_records([("t", 0, 1)])
         _take_data(cluster, first)
-        cluster.wait_leader("t", 0)
-        admin.delete_records([("t", 0, 1)])  # before the other one is there again
         cluster.wait_ready()
         cluster.wait_isr("t")
         assert admin.elect("t", 0)

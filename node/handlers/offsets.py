@@ -8,6 +8,7 @@ from typing import Any
 from node.core.cluster.topics import PRODUCER_ID_BLOCK
 from node.handlers.exchange import Context, Exchange, error_fields
 from node.handlers.lookup import find_partition
+from node.partition import Partition
 from shmlog.clock import NS_PER_MS
 from shmlog.errors import (
     Backpressure,
@@ -67,15 +68,7 @@ def _find(context: Context, question: OffsetQuestion, enough: Callable[[], bool]
     )
     timestamp_ns = -1
     if question.timestamp == LATEST:
-        assert partition.leader is not None
-        if not partition.leader.latest_known:
-            raise LeaderUnavailable(
-                f"{partition.name}: what is committed is not known yet in leader epoch "
-                f"{partition.leader_epoch}",
-                code=Code.OFFSET_NOT_AVAILABLE,
-                topic=question.topic,
-                partition=question.partition,
-            )
+        _check_latest_known(partition)
         offset = partition.high_watermark
     elif question.timestamp == EARLIEST:
         offset = partition.log_start
@@ -96,6 +89,19 @@ def _find(context: Context, question: OffsetQuestion, enough: Callable[[], bool]
     )
 
 
+def _check_latest_known(partition: Partition) -> None:
+    """Raises LeaderUnavailable while a new leader's high watermark may lie below what was committed (H7)."""
+    assert partition.leader is not None
+    if not partition.leader.latest_known:
+        raise LeaderUnavailable(
+            f"{partition.name}: what is committed is not known yet in leader epoch "
+            f"{partition.leader_epoch}",
+            code=Code.OFFSET_NOT_AVAILABLE,
+            topic=partition.name.topic,
+            partition=partition.name.partition,
+        )
+
+
 class _Trim:
     """delete_records: one metadata change a partition; answered when all are committed."""
 
@@ -107,6 +113,8 @@ class _Trim:
         for index, wanted in enumerate(request.partitions):
             try:
                 partition = find_partition(context, wanted.topic, wanted.partition)
+                if not 0 <= wanted.offset <= partition.high_watermark:
+                    _check_latest_known(partition)
             except ShmlogError as error:
                 self._finish(index, wanted.topic, wanted.partition, error)
                 continue
